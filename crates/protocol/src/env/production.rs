@@ -1,0 +1,255 @@
+//! The environment of a real machine. The only module that may ask the operating system for
+//! time, randomness, sockets, files and threads.
+#![allow(clippy::disallowed_methods, reason = "this module is what the ban points to")]
+
+use std::{
+    fs, io,
+    net::SocketAddr,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use rustix::{
+    fs::{FallocateFlags, fallocate, statvfs},
+    time::{ClockId, clock_gettime},
+};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::{
+    BoxFuture, Clock, Connection, Env, File, Files, Instant, Listener, LockGuard, Network, Random,
+    Wake, Workers,
+};
+
+pub(super) fn environment() -> Env {
+    Env {
+        clock: Arc::new(MachineClock),
+        network: Arc::new(MachineNetwork),
+        files: Arc::new(MachineFiles),
+        random: Arc::new(MachineRandom),
+        workers: Arc::new(Threads),
+    }
+}
+
+struct MachineClock;
+
+impl Clock for MachineClock {
+    fn now(&self) -> Instant {
+        let t = clock_gettime(ClockId::Boottime);
+        // The boot clock starts at zero and only advances: both parts are non-negative.
+        Instant::from_origin(Duration::new(t.tv_sec as u64, t.tv_nsec as u32))
+    }
+
+    fn wall_ms(&self) -> u64 {
+        SystemTime::UNIX_EPOCH.elapsed().map_or(0, |d| d.as_millis() as u64)
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(duration))
+    }
+}
+
+struct MachineRandom;
+
+impl Random for MachineRandom {
+    fn fill(&self, bytes: &mut [u8]) {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            let flags = rustix::rand::GetRandomFlags::empty();
+            match rustix::rand::getrandom(&mut bytes[filled..], flags) {
+                Ok(n) => filled += n,
+                Err(rustix::io::Errno::INTR) => {}
+                // Linux has had the call since 3.17; without randomness keys would collide.
+                Err(e) => panic!("the operating system gives no random numbers: {e}"),
+            }
+        }
+    }
+}
+
+struct MachineNetwork;
+
+impl Network for MachineNetwork {
+    fn listen(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Listener>>> {
+        Box::pin(async move {
+            let listener = TcpListener::bind(address).await?;
+            Ok(Box::new(MachineListener(listener)) as Box<dyn Listener>)
+        })
+    }
+
+    fn connect<'a>(&'a self, authority: &'a str) -> BoxFuture<'a, io::Result<Connection>> {
+        Box::pin(async move {
+            let stream = TcpStream::connect(authority).await?;
+            stream.set_nodelay(true)?;
+            Ok(Box::new(stream) as Connection)
+        })
+    }
+}
+
+struct MachineListener(TcpListener);
+
+impl Listener for MachineListener {
+    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Connection, SocketAddr)>> {
+        Box::pin(async move {
+            let (stream, peer) = self.0.accept().await?;
+            stream.set_nodelay(true)?;
+            Ok((Box::new(stream) as Connection, peer))
+        })
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+}
+
+struct MachineFiles;
+
+impl Files for MachineFiles {
+    fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
+        fs::create_dir_all(dir)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(dir)? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        fs::exists(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        Ok(Arc::new(MachineFile(fs::File::options().read(true).write(true).open(path)?)))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        let options = fs::File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        Ok(Arc::new(MachineFile(options)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::File::open(dir)?.sync_all()
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let stat = statvfs(dir)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
+        let file = fs::File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Box::new(MachineLock(file))),
+            Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+            Err(fs::TryLockError::Error(e)) => Err(e),
+        }
+    }
+
+    fn database_path(&self, path: &Path) -> PathBuf {
+        path.to_owned()
+    }
+}
+
+/// The lock ends when the file is closed.
+struct MachineLock(#[allow(dead_code, reason = "held, not read")] fs::File);
+
+impl LockGuard for MachineLock {}
+
+struct MachineFile(fs::File);
+
+impl File for MachineFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buffer, offset)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        match fallocate(&self.0, FallocateFlags::empty(), 0, len) {
+            Ok(()) => Ok(()),
+            // Some file systems cannot reserve; zeros written later cost speed, not safety.
+            Err(rustix::io::Errno::OPNOTSUPP) => self.0.set_len(len),
+            Err(e) => Err(e.into()),
+        }
+    }
+}
+
+struct Threads;
+
+const IDLE: u8 = 0;
+const WOKEN: u8 = 1;
+const STOPPED: u8 = 2;
+
+impl Workers for Threads {
+    fn start(&self, name: &str, mut work: Box<dyn FnMut() + Send>) -> Box<dyn Wake> {
+        let state = Arc::new(AtomicU8::new(IDLE));
+        let shared = Arc::clone(&state);
+        let body = move || {
+            loop {
+                match shared.compare_exchange(WOKEN, IDLE, Ordering::AcqRel, Ordering::Acquire) {
+                    Ok(_) => work(),
+                    Err(STOPPED) => return work(),
+                    Err(_) => thread::park(),
+                }
+            }
+        };
+        // Linux shows 15 characters of a thread's name.
+        let thread = thread::Builder::new().name(name.chars().take(15).collect()).spawn(body);
+        let thread = match thread {
+            Ok(join) => join.thread().clone(),
+            // A server without its workers cannot do anything: stop while nothing has begun.
+            Err(e) => panic!("cannot start the thread {name}: {e}"),
+        };
+        Box::new(ThreadWake { state, thread })
+    }
+}
+
+struct ThreadWake {
+    state: Arc<AtomicU8>,
+    thread: thread::Thread,
+}
+
+impl Wake for ThreadWake {
+    fn wake(&self) {
+        if self.state.compare_exchange(IDLE, WOKEN, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.thread.unpark();
+        }
+    }
+}
+
+impl Drop for ThreadWake {
+    fn drop(&mut self) {
+        self.state.store(STOPPED, Ordering::Release);
+        self.thread.unpark();
+    }
+}

@@ -1,0 +1,136 @@
+//! What every server does around its routes.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::{HeaderValue, StatusCode, header};
+
+use super::{Json, Limits};
+use crate::{
+    context::{REQUEST_ID, RequestContext},
+    env::Env,
+    problem::{Code, Problem},
+};
+
+/// Whether a server wants traffic, and why not. Shared between the server's parts and its
+/// `/readyz`.
+#[derive(Clone, Default)]
+pub struct Readiness(Arc<RwLock<Reasons>>);
+
+type Reasons = std::collections::BTreeMap<&'static str, String>;
+
+impl Readiness {
+    /// Ready until a part says otherwise.
+    pub fn new() -> Readiness {
+        Readiness::default()
+    }
+
+    /// `part` is not ready, because of `reason`.
+    pub fn not_ready(&self, part: &'static str, reason: impl Into<String>) {
+        let mut reasons = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        reasons.insert(part, reason.into());
+    }
+
+    /// `part` is ready.
+    pub fn ready(&self, part: &'static str) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(part);
+    }
+
+    /// Whether every part is ready.
+    pub fn is_ready(&self) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// What is missing, by part.
+    pub fn reasons(&self) -> Vec<(String, String)> {
+        let reasons = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        reasons.iter().map(|(part, reason)| ((*part).to_owned(), reason.clone())).collect()
+    }
+}
+
+/// What `/livez` and `/readyz` answer from.
+#[derive(Clone)]
+pub struct Probes {
+    /// The server's name.
+    pub name: String,
+    /// Its readiness.
+    pub readiness: Readiness,
+}
+
+/// Puts the common layers and the probe routes around a tier's routes. To be called once per
+/// listener or in-process router.
+pub fn wrap(router: Router, env: &Env, limits: &Limits, probes: &Probes) -> Router {
+    let around = Around { env: env.clone(), limits: limits.clone() };
+    router
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz).with_state(probes.clone()))
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn_with_state(Arc::new(around), around_request))
+}
+
+async fn livez() -> &'static str {
+    "alive\n"
+}
+
+async fn readyz(State(probes): State<Probes>) -> Response {
+    let reasons = probes.readiness.reasons();
+    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let reasons: std::collections::BTreeMap<_, _> = reasons.into_iter().collect();
+    let ready = status == StatusCode::OK;
+    Json(status, serde_json::json!({ "name": probes.name, "ready": ready, "reasons": reasons })).into_response()
+}
+
+async fn unknown_route(request: Request) -> Problem {
+    let path: String = request.uri().path().chars().take(100).collect();
+    Problem::new(Code::UnknownRoute, format!("there is nothing at {path}"))
+}
+
+async fn method_not_allowed(request: Request) -> Problem {
+    Problem::new(Code::MethodNotAllowed, format!("this path does not take {}", request.method()))
+}
+
+struct Around {
+    env: Env,
+    limits: Limits,
+}
+
+async fn around_request(State(around): State<Arc<Around>>, mut request: Request, next: Next) -> Response {
+    let Around { env, limits } = &*around;
+    // In-process calls bring their context along; from a socket it is in the headers.
+    let context = match request.extensions().get::<RequestContext>() {
+        Some(context) => context.clone(),
+        None => RequestContext::arriving(env, request.headers(), limits.request_timeout()),
+    };
+    let begun = env.now();
+    let line = tracing::enabled!(tracing::Level::DEBUG)
+        .then(|| format!("{} {}", request.method(), request.uri().path()));
+    let mut response = if header_bytes(&request) > limits.max_header_bytes {
+        let detail = format!("target and headers may have {} bytes (max_header_bytes)", limits.max_header_bytes);
+        Problem::new(Code::HeadersTooLarge, detail).into_response()
+    } else {
+        request.extensions_mut().insert(context.clone());
+        next.run(request).await
+    };
+    if let Some(line) = line {
+        let ms = env.now().saturating_since(begun).as_secs_f64() * 1e3;
+        let id = context.id.to_str().unwrap_or_default();
+        tracing::debug!(request_id = id, status = response.status().as_u16(), ms, "{line}");
+    }
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, context.id);
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
+    response
+}
+
+fn header_bytes(request: &Request) -> usize {
+    let target = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
+    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    target + headers.sum::<usize>()
+}

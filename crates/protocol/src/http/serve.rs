@@ -1,0 +1,169 @@
+//! The listener loop.
+
+use std::{
+    convert::Infallible,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, body::Body, extract::Request};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{io::AsyncWriteExt, sync::watch};
+use tower::ServiceExt;
+
+use super::Limits;
+use crate::{
+    env::{Connection, Env, Listener},
+    problem::Problem,
+};
+
+/// Most bytes of a request's head that the parser holds; beyond it the answer is a bare 431.
+/// Above every sensible `max_header_bytes`, so that most get a proper problem.
+const PARSER_HEAD_BYTES: usize = 128 * 1024;
+/// Most headers of a request.
+const PARSER_HEADERS: usize = 200;
+/// Wait after a failed accept (out of file descriptors): time for some to be closed.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The side that says stop.
+#[derive(Clone)]
+pub struct Stopper(Arc<watch::Sender<bool>>);
+
+/// The side that is told to stop. Clones hear the same word.
+#[derive(Clone)]
+pub struct Shutdown(watch::Receiver<bool>);
+
+/// A connected pair. Dropping the last [`Stopper`] stops too.
+pub fn shutdown() -> (Stopper, Shutdown) {
+    let (sender, receiver) = watch::channel(false);
+    (Stopper(Arc::new(sender)), Shutdown(receiver))
+}
+
+impl Stopper {
+    /// Tells every [`Shutdown`] of this pair to stop.
+    pub fn stop(&self) {
+        self.0.send_replace(true);
+    }
+}
+
+impl Shutdown {
+    /// Completes when it is time to stop.
+    pub async fn stopped(&mut self) {
+        // An error means that the stopper is gone, which stops as well.
+        let _ = self.0.wait_for(|stop| *stop).await;
+    }
+
+    /// Whether it is time to stop.
+    pub fn is_stopped(&self) -> bool {
+        *self.0.borrow()
+    }
+}
+
+/// Serves `router` on `listener` until `shutdown`, then takes no new connections and returns
+/// when the requests in flight are answered, or after `drain_timeout_ms`.
+pub async fn serve(
+    env: &Env,
+    mut listener: Box<dyn Listener>,
+    router: Router,
+    limits: &Limits,
+    mut shutdown: Shutdown,
+) {
+    let open = Arc::new(AtomicUsize::new(0));
+    let (alive, mut all_closed) = tokio::sync::mpsc::channel::<Infallible>(1);
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shutdown.stopped() => break,
+            accepted = listener.accept() => accepted,
+        };
+        let connection = match accepted {
+            Ok((connection, _peer)) => connection,
+            Err(error) => {
+                tracing::warn!(%error, "cannot take a connection");
+                env.sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        if open.load(Ordering::Relaxed) >= limits.max_connections {
+            tracing::warn!(max_connections = limits.max_connections, "a connection is turned away");
+            env.spawn(turn_away(connection));
+            continue;
+        }
+        let guard = Open::enter(&open);
+        let (router, limits, shutdown) = (router.clone(), limits.clone(), shutdown.clone());
+        let alive = alive.clone();
+        env.spawn(async move {
+            let _held = (guard, alive);
+            if let Err(error) = serve_connection(connection, router, &limits, shutdown).await {
+                tracing::debug!(%error, "a connection ended");
+            }
+        });
+    }
+    drop(listener);
+    drop(alive);
+    let drain = Duration::from_millis(limits.drain_timeout_ms);
+    if env.timeout(drain, all_closed.recv()).await.is_err() {
+        tracing::warn!(open = open.load(Ordering::Relaxed), "stopping with connections open");
+    }
+}
+
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn enter(open: &Arc<AtomicUsize>) -> Open {
+        open.fetch_add(1, Ordering::Relaxed);
+        Open(Arc::clone(open))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn serve_connection(
+    connection: Connection,
+    router: Router,
+    limits: &Limits,
+    mut shutdown: Shutdown,
+) -> hyper::Result<()> {
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        let request: Request = request.map(Body::new);
+        router.clone().oneshot(request)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(limits.idle_timeout_ms))
+        .max_buf_size(PARSER_HEAD_BYTES)
+        .max_headers(PARSER_HEADERS)
+        .pipeline_flush(true)
+        .serve_connection(TokioIo::new(connection), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    tokio::select! {
+        biased;
+        result = connection.as_mut() => return result,
+        () = shutdown.stopped() => connection.as_mut().graceful_shutdown(),
+    }
+    connection.await
+}
+
+/// Answers whatever comes with 503, in a few bytes and without reading the request.
+async fn turn_away(mut connection: Connection) -> io::Result<()> {
+    let body = Problem::unavailable("too many connections (max_connections)").to_json();
+    let head = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: {}\r\nContent-Length: {}\r\n\
+         Retry-After: 1\r\nConnection: close\r\n\r\n",
+        crate::problem::PROBLEM_JSON,
+        body.len()
+    );
+    connection.write_all(head.as_bytes()).await?;
+    connection.write_all(&body).await?;
+    connection.shutdown().await
+}

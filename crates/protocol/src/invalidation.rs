@@ -1,0 +1,69 @@
+//! The stream between the catalog's leader and one front end, which keeps its cache fresh.
+//!
+//! A front end opens it with an upgrade of `GET /invalidations` (protocol
+//! `pygmy-invalidations`) on a catalog server; one that does not lead answers 503 and names the
+//! leader in [`LEADER_URL`]. The first message of the front end is [`ToCatalog::Hello`], the
+//! first of the leader [`FromCatalog::Start`]. Everything after is in log order.
+
+use http::HeaderName;
+use serde::{Deserialize, Serialize};
+
+use crate::item::ItemNumber;
+
+/// The path of the upgrade.
+pub const PATH: &str = "/invalidations";
+/// The name in the `Upgrade` header.
+pub const PROTOCOL: &str = "pygmy-invalidations";
+/// On a 503 of a catalog server that does not lead: the base URL of the one that does.
+pub const LEADER_URL: HeaderName = HeaderName::from_static("pygmy-leader-url");
+
+/// What a cache entry is about. Items, topics and the list of topics are distinct.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum CacheKey {
+    /// One item.
+    Item(ItemNumber),
+    /// The item numbers of one topic, not what the items are.
+    Topic(String),
+    /// The list of topics with their counts.
+    Topics,
+    /// Everything: an operator's wish, or more keys than are worth listing.
+    All,
+}
+
+/// From the front end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToCatalog {
+    /// Who it is.
+    Hello {
+        /// The front end's name in the configuration.
+        name: String,
+        /// Random, new with every start of the process.
+        nonce: u128,
+    },
+    /// Everything up to this log index is dropped from the cache. Cumulative.
+    Acknowledge {
+        /// The index of an [`FromCatalog::Invalidate`] or the base of [`FromCatalog::Start`].
+        index: u64,
+    },
+}
+
+/// From the leader.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromCatalog {
+    /// The session is open. Nothing read before `base` may be cached.
+    Start {
+        /// The leader's term.
+        term: u64,
+        /// The leader's applied index when the session was opened.
+        base: u64,
+    },
+    /// What changed at log index `index`.
+    Invalidate {
+        /// Higher than all before on this stream.
+        index: u64,
+        /// What to drop.
+        keys: Vec<CacheKey>,
+    },
+    /// Nothing changed: the leader is still there.
+    Alive,
+}
