@@ -1,1 +1,2 @@
 //! catalog
+mod raft;
