@@ -1,1 +1,26 @@
-//! client
+//! Calling Pygmy's servers.
+//!
+//! A [`Call`] is one request, with its context; an [`Upstream`] is where it can go: a server at a
+//! base URL, through a [pool](pool) of connections, or a router in this very process. Both give
+//! an [`Answer`], or a [`Failure`] that says whether the request may have had an effect. That
+//! difference is what [`Attempts`] keeps through retries on other servers: it decides between
+//! "certainly not done" (503) and "may have been done" (504).
+//!
+//! Servers make themselves known to the balancers through [`register`], and open streams of
+//! their own through [`upgrade`].
+
+mod attempts;
+mod balancers;
+mod call;
+mod pool;
+mod server;
+mod upstream;
+
+pub mod register;
+pub mod upgrade;
+
+pub use attempts::{Attempts, call_any};
+pub use balancers::Balancers;
+pub use call::{Answer, Call, Failure};
+pub use server::{Registered, ServerConfig};
+pub use upstream::{LocalRouter, Upstream};

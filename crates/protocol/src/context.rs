@@ -58,7 +58,8 @@ impl RequestContext {
                 context.id = id.clone();
             }
         }
-        let asked = headers.get(DEADLINE_MS).and_then(|v| v.to_str().ok()).and_then(parse_whole_number);
+        let asked =
+            headers.get(DEADLINE_MS).and_then(|v| v.to_str().ok()).and_then(parse_whole_number);
         if let Some(ms) = asked {
             context.deadline = context.deadline.min(env.now() + Duration::from_millis(ms));
         }
@@ -97,7 +98,9 @@ pub fn key_of(env: &Env, headers: &HeaderMap) -> Result<IdempotencyKey, Problem>
     match (keys.next(), keys.next()) {
         (None, _) => Ok(IdempotencyKey::random(env)),
         (Some(key), None) => key.to_str().unwrap_or("").parse(),
-        (Some(_), Some(_)) => Err(Problem::new(Code::BadKey, "send one Idempotency-Key, not several")),
+        (Some(_), Some(_)) => {
+            Err(Problem::new(Code::BadKey, "send one Idempotency-Key, not several"))
+        }
     }
 }
 

@@ -39,7 +39,10 @@ pub fn encode<M: Serialize>(message: &M, buffer: &mut Vec<u8>) -> io::Result<()>
 ///
 /// # Errors
 /// As the connection says, and as [`encode`].
-pub async fn write<M: Serialize>(to: &mut (impl AsyncWrite + Unpin), message: &M) -> io::Result<()> {
+pub async fn write<M: Serialize>(
+    to: &mut (impl AsyncWrite + Unpin),
+    message: &M,
+) -> io::Result<()> {
     let mut buffer = Vec::new();
     encode(message, &mut buffer)?;
     to.write_all(&buffer).await?;
@@ -51,7 +54,9 @@ pub async fn write<M: Serialize>(to: &mut (impl AsyncWrite + Unpin), message: &M
 /// # Errors
 /// As the connection says; [`io::ErrorKind::InvalidData`] for a frame that is too long, of a
 /// newer version, or no such message.
-pub async fn read<M: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<M>> {
+pub async fn read<M: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+) -> io::Result<Option<M>> {
     let mut length = [0; 4];
     match from.read_exact(&mut length).await {
         Ok(_) => {}
@@ -74,7 +79,9 @@ pub async fn read<M: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> i
 fn decode<M: DeserializeOwned>(frame: &[u8]) -> io::Result<M> {
     match frame.split_first() {
         Some((&VERSION, message)) => postcard::from_bytes(message).map_err(invalid),
-        Some((version, _)) => Err(invalid(format!("a frame of version {version}; this build reads {VERSION}"))),
+        Some((version, _)) => {
+            Err(invalid(format!("a frame of version {version}; this build reads {VERSION}")))
+        }
         None => Err(invalid("an empty frame")),
     }
 }
@@ -105,7 +112,9 @@ mod tests {
 
     #[tokio::test]
     async fn bad_frames_are_errors() {
-        for bytes in [&[0, 0, 0, 0][..], &[255, 255, 255, 255, 1], &[1, 0, 0, 0, 99], &[9, 0, 0, 0, 1, 2]] {
+        for bytes in
+            [&[0, 0, 0, 0][..], &[255, 255, 255, 255, 1], &[1, 0, 0, 0, 99], &[9, 0, 0, 0, 1, 2]]
+        {
             let mut from = bytes;
             assert!(read::<String>(&mut from).await.is_err(), "{bytes:?}");
         }

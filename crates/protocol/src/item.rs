@@ -187,10 +187,9 @@ impl PageRequest {
     }
 
     fn parse_cursor(text: &str) -> Result<u64, Problem> {
-        text.strip_prefix('a')
-            .and_then(parse_whole_number)
-            .filter(|n| *n <= MAX_NUMBER)
-            .ok_or_else(|| Problem::new(Code::BadCursor, "use the cursor of an earlier answer as it is"))
+        text.strip_prefix('a').and_then(parse_whole_number).filter(|n| *n <= MAX_NUMBER).ok_or_else(
+            || Problem::new(Code::BadCursor, "use the cursor of an earlier answer as it is"),
+        )
     }
 }
 
@@ -203,7 +202,9 @@ mod tests {
         for good in ["1", "9007199254740991", "007"] {
             assert!(good.parse::<ItemNumber>().is_ok(), "{good}");
         }
-        for bad in ["0", "9007199254740992", "-1", "+1", "1.0", "", " 1", "99999999999999999999", "１"] {
+        for bad in
+            ["0", "9007199254740992", "-1", "+1", "1.0", "", " 1", "99999999999999999999", "１"]
+        {
             let problem = bad.parse::<ItemNumber>().unwrap_err();
             assert_eq!(problem.code, Code::BadItemNumber, "{bad}");
         }

@@ -74,16 +74,14 @@ impl BuyBody {
             quantity: Option<serde_json::Number>,
             expected_cost: Option<serde_json::Number>,
         }
-        let loose: Loose = serde_json::from_slice(bytes)
-            .map_err(|e| Problem::new(Code::BadBody, format!("the body is not as expected: {e}")))?;
+        let loose: Loose = serde_json::from_slice(bytes).map_err(|e| {
+            Problem::new(Code::BadBody, format!("the body is not as expected: {e}"))
+        })?;
         let quantity = match loose.quantity {
             None => 1,
             Some(n) => n.as_u64().unwrap_or(0),
         };
-        let expected_cost = match loose.expected_cost {
-            None => None,
-            Some(n) => Some(n.as_u64().unwrap_or(u64::MAX)),
-        };
+        let expected_cost = loose.expected_cost.map(|n| n.as_u64().unwrap_or(u64::MAX));
         let body = BuyBody { quantity, expected_cost };
         body.check()?;
         Ok(body)
@@ -150,8 +148,14 @@ mod tests {
     #[test]
     fn bad_bodies_are_told_apart() {
         let code = |text: &str| BuyBody::parse(text.as_bytes()).unwrap_err().code;
-        for text in [r#"{"quantity":0}"#, r#"{"quantity":-1}"#, r#"{"quantity":1.5}"#,
-            r#"{"quantity":1000001}"#, r#"{"quantity":1e300}"#, r#"{"quantity":18446744073709551617}"#] {
+        for text in [
+            r#"{"quantity":0}"#,
+            r#"{"quantity":-1}"#,
+            r#"{"quantity":1.5}"#,
+            r#"{"quantity":1000001}"#,
+            r#"{"quantity":1e300}"#,
+            r#"{"quantity":18446744073709551617}"#,
+        ] {
             assert_eq!(code(text), Code::BadQuantity, "{text}");
         }
         for text in [r#"{"expectedCost":-1}"#, r#"{"expectedCost":9007199254740992}"#] {

@@ -46,7 +46,9 @@ impl FromStr for Role {
         [Role::Frontend, Role::Balancer, Role::Order, Role::Catalog, Role::All]
             .into_iter()
             .find(|role| role.as_str() == text)
-            .ok_or_else(|| format!("{text:?} is no role: frontend, balancer, order, catalog or all"))
+            .ok_or_else(|| {
+                format!("{text:?} is no role: frontend, balancer, order, catalog or all")
+            })
     }
 }
 

@@ -63,7 +63,10 @@ impl AsyncRuntime for EnvRuntime {
         env.sleep(deadline.0.saturating_since(env.now()))
     }
 
-    fn timeout<R, F: Future<Output = R> + OptionalSend>(duration: Duration, future: F) -> Self::Timeout<R, F> {
+    fn timeout<R, F: Future<Output = R> + OptionalSend>(
+        duration: Duration,
+        future: F,
+    ) -> Self::Timeout<R, F> {
         Timeout { future: Box::pin(future), sleep: Self::sleep(duration) }
     }
 

@@ -82,7 +82,11 @@ impl Env {
     ///
     /// # Errors
     /// [`TimedOut`] when `limit` passed first; the future is dropped then.
-    pub async fn timeout<F: Future>(&self, limit: Duration, future: F) -> Result<F::Output, TimedOut> {
+    pub async fn timeout<F: Future>(
+        &self,
+        limit: Duration,
+        future: F,
+    ) -> Result<F::Output, TimedOut> {
         tokio::select! {
             biased;
             output = future => Ok(output),

@@ -131,7 +131,8 @@ impl Files for MachineFiles {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        let options = fs::File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        let options =
+            fs::File::options().read(true).write(true).create(true).truncate(true).open(path)?;
         Ok(Arc::new(MachineFile(options)))
     }
 
@@ -153,7 +154,8 @@ impl Files for MachineFiles {
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn LockGuard>> {
-        let file = fs::File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        let file =
+            fs::File::options().read(true).write(true).create(true).truncate(false).open(path)?;
         match file.try_lock() {
             Ok(()) => Ok(Box::new(MachineLock(file))),
             Err(fs::TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),

@@ -33,7 +33,11 @@ pub struct Worker<J> {
 impl<J: Send + 'static> Worker<J> {
     /// Starts the worker `name`. `handle` takes jobs from the front of the queue it is given;
     /// what it leaves there is offered again with the next call.
-    pub fn start(env: &Env, name: &str, mut handle: impl FnMut(&mut VecDeque<J>) + Send + 'static) -> Worker<J> {
+    pub fn start(
+        env: &Env,
+        name: &str,
+        mut handle: impl FnMut(&mut VecDeque<J>) + Send + 'static,
+    ) -> Worker<J> {
         let queue = Arc::new(Mutex::new(VecDeque::new()));
         let shared = Arc::clone(&queue);
         let mut taken = VecDeque::new();

@@ -34,7 +34,8 @@ impl Secret {
         if !Self::BYTES.contains(&text.len()) || !text.bytes().all(|b| b.is_ascii_graphic()) {
             return Err("a secret has 16 to 512 visible ASCII characters".to_owned());
         }
-        let mut bearer = HeaderValue::from_str(&format!("Bearer {text}")).map_err(|e| e.to_string())?;
+        let mut bearer =
+            HeaderValue::from_str(&format!("Bearer {text}")).map_err(|e| e.to_string())?;
         bearer.set_sensitive(true);
         Ok(Secret { bearer })
     }
@@ -44,8 +45,10 @@ impl Secret {
     /// # Errors
     /// The file cannot be read, or holds no secret.
     pub fn read(path: &Path) -> io::Result<Secret> {
-        let named = |e: &dyn fmt::Display| format!("cannot use the secret file {}: {e}", path.display());
-        let text = std::fs::read_to_string(path).map_err(|e| io::Error::new(e.kind(), named(&e)))?;
+        let named =
+            |e: &dyn fmt::Display| format!("cannot use the secret file {}: {e}", path.display());
+        let text =
+            std::fs::read_to_string(path).map_err(|e| io::Error::new(e.kind(), named(&e)))?;
         Secret::new(&text).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, named(&e)))
     }
 
@@ -83,6 +86,9 @@ async fn check(State(secret): State<Arc<Secret>>, request: Request, next: Next) 
     if secret.matches(request.headers()) {
         return next.run(request).await;
     }
-    Problem::new(Code::SecretRequired, "this route needs the cluster's secret: Authorization: Bearer …")
-        .into_response()
+    Problem::new(
+        Code::SecretRequired,
+        "this route needs the cluster's secret: Authorization: Bearer …",
+    )
+    .into_response()
 }

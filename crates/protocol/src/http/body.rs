@@ -78,7 +78,8 @@ impl<T: Serialize> IntoResponse for Json<T> {
                 response.headers_mut().insert(header::CONTENT_TYPE, json);
                 response
             }
-            Err(error) => Problem::unavailable(format!("the answer has no JSON form: {error}")).into_response(),
+            Err(error) => Problem::unavailable(format!("the answer has no JSON form: {error}"))
+                .into_response(),
         }
     }
 }

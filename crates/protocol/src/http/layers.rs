@@ -84,7 +84,8 @@ async fn readyz(State(probes): State<Probes>) -> Response {
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let reasons: std::collections::BTreeMap<_, _> = reasons.into_iter().collect();
     let ready = status == StatusCode::OK;
-    Json(status, serde_json::json!({ "name": probes.name, "ready": ready, "reasons": reasons })).into_response()
+    Json(status, serde_json::json!({ "name": probes.name, "ready": ready, "reasons": reasons }))
+        .into_response()
 }
 
 async fn unknown_route(request: Request) -> Problem {
@@ -101,7 +102,11 @@ struct Around {
     limits: Limits,
 }
 
-async fn around_request(State(around): State<Arc<Around>>, mut request: Request, next: Next) -> Response {
+async fn around_request(
+    State(around): State<Arc<Around>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let Around { env, limits } = &*around;
     // In-process calls bring their context along; from a socket it is in the headers.
     let context = match request.extensions().get::<RequestContext>() {
@@ -112,7 +117,10 @@ async fn around_request(State(around): State<Arc<Around>>, mut request: Request,
     let line = tracing::enabled!(tracing::Level::DEBUG)
         .then(|| format!("{} {}", request.method(), request.uri().path()));
     let mut response = if header_bytes(&request) > limits.max_header_bytes {
-        let detail = format!("target and headers may have {} bytes (max_header_bytes)", limits.max_header_bytes);
+        let detail = format!(
+            "target and headers may have {} bytes (max_header_bytes)",
+            limits.max_header_bytes
+        );
         Problem::new(Code::HeadersTooLarge, detail).into_response()
     } else {
         request.extensions_mut().insert(context.clone());
@@ -131,6 +139,7 @@ async fn around_request(State(around): State<Arc<Around>>, mut request: Request,
 
 fn header_bytes(request: &Request) -> usize {
     let target = request.uri().path_and_query().map_or(0, |p| p.as_str().len());
-    let headers = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    let headers =
+        request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
     target + headers.sum::<usize>()
 }

@@ -9,11 +9,15 @@ mod auth;
 mod body;
 mod layers;
 mod serve;
+mod tier;
+mod upgrade;
 
 pub use auth::{Secret, internal};
 pub use body::{Json, empty_body, json_body, read_body};
 pub use layers::{Probes, Readiness, wrap};
 pub use serve::{Shutdown, Stopper, serve, shutdown};
+pub use tier::{Fatal, Tier, run_tasks};
+pub use upgrade::{Upgraded, accept_upgrade};
 
 use std::time::Duration;
 

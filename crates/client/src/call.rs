@@ -1,0 +1,141 @@
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use pygmy_protocol::{
+    Env, Problem, RequestContext,
+    context::{IDEMPOTENCY_KEY, key_value},
+    http::Secret,
+    key::IdempotencyKey,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// One request, ready to be sent to any server, and again to another.
+#[derive(Debug, Clone)]
+pub struct Call {
+    /// GET reads, everything else changes.
+    pub method: Method,
+    /// Path and query, beginning with a slash.
+    pub target: String,
+    /// Without those of the connection; the context is written by the upstream.
+    pub headers: HeaderMap,
+    /// Empty for most.
+    pub body: Bytes,
+    /// Id and deadline.
+    pub context: RequestContext,
+}
+
+impl Call {
+    /// A call without headers or body.
+    pub fn new(method: Method, target: impl Into<String>, context: RequestContext) -> Call {
+        Call {
+            method,
+            target: target.into(),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            context,
+        }
+    }
+
+    /// With the cluster's secret, for internal routes.
+    #[must_use]
+    pub fn with_secret(mut self, secret: &Secret) -> Call {
+        secret.write(&mut self.headers);
+        self
+    }
+
+    /// With an idempotency key.
+    #[must_use]
+    pub fn with_key(mut self, key: &IdempotencyKey) -> Call {
+        self.headers.insert(IDEMPOTENCY_KEY, key_value(key));
+        self
+    }
+
+    /// With a JSON body. A value that has no JSON form becomes `null`, which every route refuses.
+    #[must_use]
+    pub fn with_json(mut self, value: &impl Serialize) -> Call {
+        self.body = serde_json::to_vec(value).unwrap_or_else(|_| b"null".to_vec()).into();
+        self.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        self
+    }
+
+    /// Whether it only reads.
+    pub fn is_read(&self) -> bool {
+        self.method == Method::GET || self.method == Method::HEAD
+    }
+
+    /// Whether sending it twice has the effect of sending it once.
+    pub fn is_repeatable(&self) -> bool {
+        self.is_read()
+            || self.method == Method::DELETE
+            || self.headers.contains_key(IDEMPOTENCY_KEY)
+    }
+
+    /// Time left until the caller gives up.
+    pub fn remaining(&self, env: &Env) -> std::time::Duration {
+        self.context.remaining(env)
+    }
+}
+
+/// A whole answer.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// Its status.
+    pub status: StatusCode,
+    /// Its headers.
+    pub headers: HeaderMap,
+    /// Its whole body.
+    pub body: Bytes,
+}
+
+impl Answer {
+    /// Reads the body as JSON.
+    ///
+    /// # Errors
+    /// The problem that the body is, or `unavailable` if the answer is neither a success of that
+    /// shape nor a problem.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        if !self.status.is_success() {
+            return Err(self.problem());
+        }
+        serde_json::from_slice(&self.body)
+            .map_err(|e| Problem::unavailable(format!("the answer is not as expected: {e}")))
+    }
+
+    /// The problem of an answer that is no success.
+    pub fn problem(&self) -> Problem {
+        Problem::from_json(&self.body).unwrap_or_else(|| {
+            Problem::unavailable(format!("an answer that is not of this store: {}", self.status))
+        })
+    }
+}
+
+impl From<Problem> for Answer {
+    fn from(problem: Problem) -> Answer {
+        let body = problem.to_json().into();
+        let (parts, _) = problem.into_response().into_parts();
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.body));
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response
+    }
+}
+
+/// A call without an answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The request certainly had no effect.
+    #[error("not sent: {0}")]
+    NotSent(String),
+    /// The request was sent, at least in part: it may have had its effect.
+    #[error("no answer: {0}")]
+    Unanswered(String),
+}

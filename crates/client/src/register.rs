@@ -1,0 +1,107 @@
+//! Keeping a server in the balancers' tables.
+
+use std::{sync::Arc, time::Duration};
+
+use http::{Method, StatusCode};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use pygmy_protocol::{
+    Env, RequestContext,
+    http::{Secret, Shutdown},
+    registration::Registration,
+};
+use tokio::sync::watch;
+
+use crate::{Answer, Call, Failure, Upstream};
+
+/// Longest wait for a balancer's answer to a heartbeat.
+const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Registers with every balancer, repeats it as the heartbeat and at once when the registration
+/// changes, and takes the server out when `shutdown` says stop. Completes after that.
+pub async fn keep_registered(
+    env: &Env,
+    balancers: &[Arc<Upstream>],
+    secret: &Secret,
+    registration: watch::Receiver<Registration>,
+    shutdown: Shutdown,
+) {
+    let tasks: Vec<_> = balancers
+        .iter()
+        .map(|balancer| {
+            let heartbeat = Heartbeat {
+                env: env.clone(),
+                balancer: Arc::clone(balancer),
+                secret: secret.clone(),
+                registration: registration.clone(),
+            };
+            env.spawn(heartbeat.run(shutdown.clone()))
+        })
+        .collect();
+    for task in tasks {
+        // A panic has been reported by itself, and nobody cancels these tasks.
+        let _ = task.await;
+    }
+}
+
+struct Heartbeat {
+    env: Env,
+    balancer: Arc<Upstream>,
+    secret: Secret,
+    registration: watch::Receiver<Registration>,
+}
+
+impl Heartbeat {
+    async fn run(mut self, mut shutdown: Shutdown) {
+        let mut known = None;
+        loop {
+            let current = self.registration.borrow_and_update().clone();
+            let interval = Duration::from_millis(current.heartbeat_ms);
+            let ok = self.register(&current).await;
+            if known != Some(ok) {
+                known = Some(ok);
+                self.tell(ok);
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.stopped() => break,
+                // The sender is gone only when the server ends, which shutdown says as well.
+                Ok(()) = self.registration.changed() => {}
+                () = self.env.sleep(interval) => {}
+            }
+        }
+        self.leave().await;
+    }
+
+    async fn register(&self, registration: &Registration) -> bool {
+        let call = self.call(Method::POST, "/register".to_owned()).with_json(registration);
+        let sent = self.balancer.send(&call, HEARTBEAT_TIMEOUT).await;
+        matches!(sent, Ok(Answer { status, .. }) if status.is_success())
+    }
+
+    async fn leave(&self) {
+        let name = self.registration.borrow().name.clone();
+        let name = utf8_percent_encode(&name, NON_ALPHANUMERIC);
+        let call = self.call(Method::DELETE, format!("/register/{name}"));
+        match self.balancer.send(&call, HEARTBEAT_TIMEOUT).await {
+            Ok(answer) if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND => {}
+            // A balancer that is gone as well needs no goodbye.
+            Ok(_) | Err(Failure::NotSent(_) | Failure::Unanswered(_)) => {
+                tracing::debug!(balancer = self.balancer.url(), "could not say goodbye");
+            }
+        }
+    }
+
+    fn call(&self, method: Method, target: String) -> Call {
+        let context = RequestContext::fresh(&self.env, HEARTBEAT_TIMEOUT);
+        Call::new(method, target, context).with_secret(&self.secret)
+    }
+
+    fn tell(&self, ok: bool) {
+        let balancer = self.balancer.url();
+        if ok {
+            tracing::info!(balancer, "registered");
+        } else {
+            tracing::warn!(balancer, "cannot register; trying again with every heartbeat");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use axum::{Router, body::Body};
+use bytes::Bytes;
+use http::{HeaderValue, Request, Uri, header};
+use http_body_util::{BodyExt, Full};
+use pygmy_protocol::Env;
+use tower::ServiceExt;
+
+use crate::{
+    call::{Answer, Call, Failure},
+    pool::Pool,
+};
+
+/// The place of a router of this process. Filled once all tiers are made, because they call one
+/// another in a circle (balancer to order to balancer).
+pub type LocalRouter = Arc<OnceLock<Router>>;
+
+/// A server that calls can be sent to. It is known by its base URL.
+pub struct Upstream {
+    env: Env,
+    url: String,
+    target: Target,
+}
+
+enum Target {
+    Local(LocalRouter),
+    Remote { pool: Pool, host: HeaderValue, prefix: String },
+}
+
+impl Upstream {
+    /// A server at `url`: `http://host:port`, with a path in front of its routes if it shares
+    /// its port with others.
+    ///
+    /// # Errors
+    /// A sentence that names the URL.
+    pub fn remote(env: &Env, url: &str) -> Result<Upstream, String> {
+        let (authority, prefix) = split_url(url)?;
+        let host = HeaderValue::from_str(&authority).map_err(|e| format!("{url:?}: {e}"))?;
+        let target = Target::Remote { pool: Pool::new(env, &authority), host, prefix };
+        Ok(Upstream { env: env.clone(), url: url.to_owned(), target })
+    }
+
+    /// A router in this process, known to others as `url`.
+    pub fn local(env: &Env, url: &str, router: LocalRouter) -> Upstream {
+        Upstream { env: env.clone(), url: url.to_owned(), target: Target::Local(router) }
+    }
+
+    /// Its base URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Whether it is in this process.
+    pub fn is_local(&self) -> bool {
+        matches!(self.target, Target::Local(_))
+    }
+
+    /// Sends `call` and waits for the whole answer: until the call's deadline, and for `limit` at
+    /// most.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn send(&self, call: &Call, limit: Duration) -> Result<Answer, Failure> {
+        let limit = limit.min(call.remaining(&self.env));
+        if limit.is_zero() {
+            return Err(Failure::NotSent("the deadline has passed".to_owned()));
+        }
+        let sent = match &self.target {
+            Target::Local(router) => self.env.timeout(limit, send_local(router, call)).await,
+            Target::Remote { pool, host, prefix } => {
+                let request = self.request(call, host, prefix)?;
+                self.env.timeout(limit, pool.send(request)).await
+            }
+        };
+        sent.unwrap_or_else(|_| {
+            Err(Failure::Unanswered(format!("{} did not answer in time", self.url)))
+        })
+    }
+
+    fn request(
+        &self,
+        call: &Call,
+        host: &HeaderValue,
+        prefix: &str,
+    ) -> Result<Request<Full<Bytes>>, Failure> {
+        let bad =
+            |e: http::Error| Failure::NotSent(format!("no valid target {:?}: {e}", call.target));
+        let target = format!("{prefix}{}", call.target);
+        let mut request = Request::builder()
+            .method(call.method.clone())
+            .uri(target)
+            .body(Full::new(call.body.clone()))
+            .map_err(bad)?;
+        *request.headers_mut() = call.headers.clone();
+        call.context.write(&self.env, request.headers_mut());
+        request.headers_mut().insert(header::HOST, host.clone());
+        Ok(request)
+    }
+}
+
+async fn send_local(router: &LocalRouter, call: &Call) -> Result<Answer, Failure> {
+    let Some(router) = router.get() else {
+        return Err(Failure::NotSent("the server is still starting".to_owned()));
+    };
+    let request = Request::builder().method(call.method.clone()).uri(&call.target);
+    let mut request = request
+        .body(Body::from(call.body.clone()))
+        .map_err(|e| Failure::NotSent(format!("no valid target {:?}: {e}", call.target)))?;
+    *request.headers_mut() = call.headers.clone();
+    request.extensions_mut().insert(call.context.clone());
+    let Ok(response) = router.clone().oneshot(request).await;
+    let (parts, body) = response.into_parts();
+    let body = body.collect().await.map_err(|e| Failure::Unanswered(e.to_string()))?.to_bytes();
+    Ok(Answer { status: parts.status, headers: parts.headers, body })
+}
+
+/// Authority (`host:port`) and path prefix (empty or `/…` without a slash at the end) of a base
+/// URL.
+pub(crate) fn split_url(url: &str) -> Result<(String, String), String> {
+    let uri: Uri = url.parse().map_err(|e| format!("{url:?} is no URL: {e}"))?;
+    let parts = uri.into_parts();
+    let scheme_is_http = parts.scheme.is_some_and(|s| s == http::uri::Scheme::HTTP);
+    let authority = parts.authority.filter(|a| scheme_is_http && !a.as_str().contains('@'));
+    let authority =
+        authority.ok_or_else(|| format!("{url:?} is not of the form http://host:port"))?;
+    let authority = match authority.port() {
+        Some(_) => authority.to_string(),
+        None => format!("{authority}:80"),
+    };
+    let path = parts.path_and_query.map(|p| p.path().trim_end_matches('/').to_owned());
+    Ok((authority, path.unwrap_or_default()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn base_urls_are_split() {
+        let split = |url| split_url(url).unwrap();
+        assert_eq!(split("http://127.0.0.1:8080"), ("127.0.0.1:8080".into(), String::new()));
+        assert_eq!(split("http://node:8091/catalog/"), ("node:8091".into(), "/catalog".into()));
+        assert_eq!(split("http://node"), ("node:80".into(), String::new()));
+        for bad in ["", "node:8080", "https://node", "ftp://node", "/catalog", "http://u@h:1"] {
+            assert!(split_url(bad).is_err(), "{bad}");
+        }
+    }
+}

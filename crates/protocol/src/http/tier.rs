@@ -1,0 +1,63 @@
+//! A started tier: its routes and its tasks.
+
+use axum::Router;
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use tokio::task::JoinHandle;
+
+use super::{Limits, Shutdown, serve};
+use crate::env::{Env, Listener};
+
+/// Why a server cannot go on. It must exit: whoever watches it starts it again.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Fatal(pub String);
+
+/// What `start` of a tier gives: routes to serve, on a socket or in-process, and the tasks that
+/// work behind them.
+pub struct Tier {
+    /// All routes of the tier, with the common layers around them.
+    pub router: Router,
+    /// Each ends after shutdown, or with an error that ends the server.
+    pub tasks: Vec<JoinHandle<Result<(), Fatal>>>,
+}
+
+impl Tier {
+    /// Serves the routes on `listener` until `shutdown`; returns when requests in flight are
+    /// answered and the tasks have ended.
+    ///
+    /// # Errors
+    /// What ended a task early.
+    pub async fn run(
+        self,
+        env: &Env,
+        listener: Box<dyn Listener>,
+        limits: &Limits,
+        shutdown: Shutdown,
+    ) -> Result<(), Fatal> {
+        let serving = serve(env, listener, self.router, limits, shutdown);
+        run_tasks(self.tasks, serving).await
+    }
+}
+
+/// Runs `serving` and `tasks` to their end.
+///
+/// # Errors
+/// What ended a task early; `serving` is dropped then.
+pub async fn run_tasks(
+    tasks: Vec<JoinHandle<Result<(), Fatal>>>,
+    serving: impl Future<Output = ()>,
+) -> Result<(), Fatal> {
+    let mut tasks: FuturesUnordered<_> = tasks.into_iter().collect();
+    tokio::pin!(serving);
+    let mut served = false;
+    while !served || !tasks.is_empty() {
+        tokio::select! {
+            () = &mut serving, if !served => served = true,
+            Some(ended) = tasks.next() => match ended {
+                Ok(result) => result?,
+                Err(error) => return Err(Fatal(format!("a task of the server failed: {error}"))),
+            },
+        }
+    }
+    Ok(())
+}
