@@ -28,7 +28,13 @@ pub struct Upstream {
 
 enum Target {
     Local(LocalRouter),
-    Remote { pool: Pool, host: HeaderValue, prefix: String },
+    Remote(Box<Remote>),
+}
+
+struct Remote {
+    pool: Pool,
+    host: HeaderValue,
+    prefix: String,
 }
 
 impl Upstream {
@@ -40,7 +46,8 @@ impl Upstream {
     pub fn remote(env: &Env, url: &str) -> Result<Upstream, String> {
         let (authority, prefix) = split_url(url)?;
         let host = HeaderValue::from_str(&authority).map_err(|e| format!("{url:?}: {e}"))?;
-        let target = Target::Remote { pool: Pool::new(env, &authority), host, prefix };
+        let target =
+            Target::Remote(Box::new(Remote { pool: Pool::new(env, &authority), host, prefix }));
         Ok(Upstream { env: env.clone(), url: url.to_owned(), target })
     }
 
@@ -71,9 +78,9 @@ impl Upstream {
         }
         let sent = match &self.target {
             Target::Local(router) => self.env.timeout(limit, send_local(router, call)).await,
-            Target::Remote { pool, host, prefix } => {
-                let request = self.request(call, host, prefix)?;
-                self.env.timeout(limit, pool.send(request)).await
+            Target::Remote(remote) => {
+                let request = self.request(call, &remote.host, &remote.prefix)?;
+                self.env.timeout(limit, remote.pool.send(request)).await
             }
         };
         sent.unwrap_or_else(|_| {
