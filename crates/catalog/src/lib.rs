@@ -1,2 +1,79 @@
-//! catalog
+//! The catalog tier: items, stock and orders, replicated.
+//!
+//! A changing request enters through [`routes`] and waits in the queue of [`propose`]. Whatever
+//! waits goes together: on the leader as one entry of the Raft log ([`log`], fsynced before it
+//! counts), on a follower as one message to the leader ([`peer`]). A majority has it; every
+//! replica applies it to SQLite ([`state`]); the leader's gate ([`release`]) sends what changed to
+//! the front ends ([`stream`]), waits until they have dropped it, and only then lets the answer
+//! go.
+//!
+//! A read ([`read`]) asks the leader to prove, with a round to a majority, that it still leads;
+//! any replica that has applied that far may then answer, after the same gate.
+//!
+//! Raft itself is openraft, behind [`raft`]'s types and runtime, [`peer`]'s network and
+//! [`leadership`]'s view of it. [`replica`] puts everything together; [`bootstrap`] makes a
+//! cluster of blank replicas, once; [`compact`] keeps the log short; [`ready`] says when a replica
+//! wants traffic; [`identity`] binds a data directory to one Raft id for its whole life.
+
+mod config;
+mod routes;
+
+mod propose;
+mod read;
+
+mod log;
+mod peer;
 mod raft;
+mod state;
+
+mod release;
+mod stream;
+
+mod answer;
+mod bootstrap;
+mod compact;
+mod identity;
+mod leadership;
+mod ready;
+mod replica;
+
+#[cfg(test)]
+mod storage_suite;
+
+pub use config::{Config, ReplicaAddress, Settings};
+
+use pygmy_protocol::{
+    Env,
+    env::Listener,
+    http::{Fatal, Shutdown, Tier, wrap},
+};
+
+/// Starts a replica: opens its data, starts Raft, registers.
+///
+/// # Errors
+/// The data directory is in use, damaged, or of a newer version; a setting is out of range.
+pub async fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fatal> {
+    let server = config.server.clone();
+    let started = replica::start(config, env, &shutdown).await?;
+    let router = routes::routes(std::sync::Arc::clone(&started.shared));
+    let router = wrap(router, env, &server.limits, &server.probes(&started.readiness));
+    Ok(Tier { router, tasks: started.tasks })
+}
+
+/// Runs a replica on `listener` until `shutdown`.
+///
+/// # Errors
+/// As [`start`], and whatever ends Raft: an error of the disk, above all.
+pub async fn run(
+    config: Config,
+    env: Env,
+    listener: Box<dyn Listener>,
+    shutdown: Shutdown,
+) -> Result<(), Fatal> {
+    let limits = config.server.limits.clone();
+    let inner = async {
+        let tier = start(config, &env, shutdown.clone()).await?;
+        tier.run(&env, listener, &limits, shutdown).await
+    };
+    env.enter(inner).await
+}

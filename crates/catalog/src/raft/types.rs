@@ -45,8 +45,6 @@ pub(crate) struct Member {
     pub(crate) name: String,
     /// Its base URL.
     pub(crate) url: String,
-    /// Identity of its data directory: what another directory says under this id is ignored.
-    pub(crate) disk_id: String,
 }
 
 impl fmt::Display for Member {
@@ -55,8 +53,18 @@ impl fmt::Display for Member {
     }
 }
 
+pub(crate) type CatalogRaft = openraft::Raft<TypeConfig, crate::state::StateMachine>;
 pub(crate) type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;
 pub(crate) type LogId = openraft::type_config::alias::LogIdOf<TypeConfig>;
 pub(crate) type Vote = openraft::type_config::alias::VoteOf<TypeConfig>;
 pub(crate) type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
 pub(crate) type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;
+pub(crate) type Snapshot =
+    openraft::type_config::alias::SnapshotOf<TypeConfig, crate::state::SnapshotFile>;
+
+/// The id of entry `index` that the leader of `term` made.
+#[cfg(test)]
+pub(crate) fn log_id(term: u64, index: u64) -> LogId {
+    use openraft::vote::RaftLeaderIdExt;
+    LogId::new(openraft::impls::leader_id_std::LeaderId::<u64, u64>::new_committed(term, 1), index)
+}

@@ -1,0 +1,274 @@
+//! A replica put together: directory, log, state machine, Raft, gate, and the tasks between them.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use openraft::async_runtime::WatchReceiver;
+use pygmy_client::ServerConfig;
+use pygmy_protocol::{
+    env::{Env, Worker},
+    http::{Fatal, Readiness, Secret, Shutdown},
+    invalidation::CacheKey,
+    registration::{CatalogStatus, Role},
+};
+use tokio::{
+    sync::{oneshot, watch},
+    task::JoinHandle,
+};
+
+use crate::{
+    Config, ReplicaAddress, Settings,
+    compact::compact_log,
+    identity::DataDir,
+    leadership::{Leadership, follow_raft},
+    log::{LogConfig, LogStore},
+    peer::{Link, PeerNetwork},
+    propose::{Queue, run_batches},
+    raft::{CatalogRaft, LogId},
+    read::{Rounds, run_rounds},
+    ready::watch_readiness,
+    release::Gate,
+    state::{AppliedHook, Read, Reader, SnapshotStore, StateConfig, StateError, StateMachine},
+};
+
+/// Pages of SQLite's write-ahead log at which it is checkpointed, and how many more a replica may
+/// wait. Measured: 5 to 8 ms at 1000 pages, less at fewer, but more often.
+const CHECKPOINT_PAGES: u32 = 800;
+const CHECKPOINT_STAGGER: u64 = 400;
+/// Where the log lives in the data directory.
+const LOG_DIR: &str = "raft-log";
+
+/// What all parts of a replica use.
+pub(crate) struct Shared {
+    pub(crate) env: Env,
+    pub(crate) id: u64,
+    pub(crate) dir: PathBuf,
+    pub(crate) server: ServerConfig,
+    pub(crate) replicas: Vec<ReplicaAddress>,
+    pub(crate) settings: Settings,
+    pub(crate) lease: Duration,
+    pub(crate) raft: CatalogRaft,
+    pub(crate) log: LogStore,
+    pub(crate) reader: Reader,
+    pub(crate) snapshots: SnapshotStore,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) links: Links,
+    pub(crate) queue: Queue,
+    pub(crate) rounds: Rounds,
+    /// Checks the whole database, for `GET /verify`.
+    pub(crate) verifier: Worker<oneshot::Sender<Result<Read<()>, StateError>>>,
+    /// Held as long as the replica lives.
+    _dir: DataDir,
+}
+
+/// Links to the other replicas, for what followers pass on.
+pub(crate) struct Links {
+    env: Env,
+    id: u64,
+    secret: Secret,
+    by_id: Mutex<BTreeMap<u64, Arc<Link>>>,
+}
+
+impl Links {
+    /// The link to a replica.
+    pub(crate) fn to(&self, id: u64, url: &str) -> Arc<Link> {
+        let mut links = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = || Arc::new(Link::new(&self.env, url, self.id, id, &self.secret));
+        Arc::clone(links.entry(id).or_insert_with(link))
+    }
+}
+
+/// The state machine's word to the gate.
+struct ToGate(Arc<Gate>);
+
+impl AppliedHook for ToGate {
+    fn applied(&self, log_id: LogId, changed: Vec<CacheKey>) {
+        self.0.applied(log_id, changed);
+    }
+
+    fn restored(&self, log_id: LogId) {
+        self.0.applied(log_id, vec![CacheKey::All]);
+    }
+}
+
+/// A started replica.
+pub(crate) struct Started {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) readiness: Readiness,
+    pub(crate) tasks: Vec<JoinHandle<Result<(), Fatal>>>,
+}
+
+/// Opens the data directory and starts the replica.
+pub(crate) async fn start(
+    config: Config,
+    env: &Env,
+    shutdown: &Shutdown,
+) -> Result<Started, Fatal> {
+    let fatal = |error: &dyn std::fmt::Display| Fatal(error.to_string());
+    config.settings.check().map_err(|e| fatal(&format!("[catalog] {e}")))?;
+    let Config { server, dir, replicas, lease_ms, settings } = config;
+    let mut data_dir = DataDir::open(env, &dir, &server.name).map_err(|e| fatal(&e))?;
+    let log_dir = dir.join(LOG_DIR);
+    let log_was_there = env.files.exists(&log_dir).map_err(|e| fatal(&e))?;
+    let log_config = LogConfig {
+        segment_bytes: settings.log_segment_bytes,
+        cache_bytes: settings.log_cache_bytes,
+    };
+    let log = LogStore::open(env, &log_dir, log_config).map_err(|e| fatal(&e))?;
+    let gate = Arc::new(Gate::new(env));
+    let hook = Arc::new(ToGate(Arc::clone(&gate)));
+    let (machine, reader) =
+        StateMachine::open(env, &dir, state_config(&settings, &server.name), hook)
+            .map_err(|e| fatal(&e))?;
+    let holds_data = log.holds_data() || reader.status().applied.is_some();
+    let id = data_dir.identity(env, log_was_there, holds_data).map_err(|e| fatal(&e))?;
+    check_no_gap(&log, &reader)?;
+    if let Some(applied) = reader.status().applied {
+        gate.applied(applied, Vec::new());
+    }
+    let snapshots = machine.snapshots();
+    let network = PeerNetwork { env: env.clone(), id, secret: server.secret.clone() };
+    let raft_config = Arc::new(settings.raft().validate().map_err(|e| fatal(&e))?);
+    let raft = CatalogRaft::new(id, raft_config, network, log.clone(), machine);
+    let raft = raft.await.map_err(|e| fatal(&format!("Raft cannot start: {e}")))?;
+
+    let readiness = Readiness::new();
+    readiness.not_ready("catalog", "starting");
+    let registered = server.register(env, Role::Catalog, &readiness, shutdown.clone());
+    let (view, leadership) = watch::channel(Leadership::default());
+    let (queue, waiting) = Queue::new(env, settings.waiting_requests_max);
+    let (rounds, reads) = Rounds::new();
+    let links =
+        Links { env: env.clone(), id, secret: server.secret.clone(), by_id: Mutex::default() };
+    let verified = reader.clone();
+    let verifier =
+        Worker::start(env, "verify", move |waiting: &mut VecDeque<oneshot::Sender<_>>| {
+            for done in waiting.drain(..) {
+                // Whoever asked may have given up.
+                let _ = done.send(verified.verify());
+            }
+        });
+    let shared = Arc::new(Shared {
+        env: env.clone(),
+        id,
+        dir,
+        server,
+        replicas,
+        settings,
+        lease: Duration::from_millis(lease_ms),
+        raft,
+        log,
+        reader,
+        snapshots,
+        gate,
+        leadership,
+        links,
+        queue,
+        rounds,
+        verifier,
+        _dir: data_dir,
+    });
+    // These two end with the process: requests in flight need them while the server drains.
+    env.spawn(run_batches(Arc::clone(&shared), waiting));
+    env.spawn(run_rounds(Arc::clone(&shared), reads));
+    let following =
+        follow_raft(Arc::clone(&shared), view, registered.registration, shutdown.clone());
+    let tasks = vec![
+        registered.task,
+        env.spawn(following),
+        env.spawn(watch_readiness(Arc::clone(&shared), readiness.clone(), shutdown.clone())),
+        env.spawn(compact_log(Arc::clone(&shared), shutdown.clone())),
+        env.spawn(hand_over(Arc::clone(&shared), shutdown.clone())),
+    ];
+    Ok(Started { shared, readiness, tasks })
+}
+
+/// Longest wait for another replica to take over.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// On shutdown a leader makes the follower that has most of the log the leader, so that buys do
+/// not wait for an election. Raft itself is not stopped: the process ends at any point anyway.
+async fn hand_over(shared: Arc<Shared>, mut shutdown: Shutdown) -> Result<(), Fatal> {
+    shutdown.stopped().await;
+    let mut leadership = shared.leadership.clone();
+    let Some(successor) = successor(&shared) else { return Ok(()) };
+    tracing::info!(successor, "handing over the leadership");
+    if let Err(error) = shared.raft.trigger().transfer_leader(successor).await {
+        tracing::warn!(%error, "the leadership cannot be handed over");
+        return Ok(());
+    }
+    let handed_over =
+        leadership.wait_for(|l| l.leader.as_ref().is_some_and(|leader| !leader.is_me));
+    if shared.env.timeout(HAND_OVER_TIMEOUT, handed_over).await.is_err() {
+        tracing::warn!("nobody has taken over the leadership in time");
+    }
+    Ok(())
+}
+
+/// The follower to hand the leadership to, if this replica leads.
+fn successor(shared: &Shared) -> Option<u64> {
+    let metrics = shared.raft.metrics();
+    let metrics = metrics.borrow_watched();
+    let replication = metrics.replication.as_ref()?;
+    let others = replication.iter().filter(|(id, _)| **id != shared.id);
+    others.max_by_key(|(_, matched)| matched.as_ref().map(|log_id| log_id.index)).map(|(id, _)| *id)
+}
+
+fn state_config(settings: &Settings, name: &str) -> StateConfig {
+    let stagger = xxhash_rust::xxh3::xxh3_64(name.as_bytes()) % CHECKPOINT_STAGGER;
+    StateConfig {
+        requests_log_bytes: settings.requests_log_bytes,
+        requests_log_files: settings.requests_log_files,
+        // Replicas apply the same at the same time; their checkpoints should not come together.
+        wal_autocheckpoint_pages: CHECKPOINT_PAGES + stagger as u32,
+        ..StateConfig::default()
+    }
+}
+
+/// The log must still hold everything that the database has not applied.
+fn check_no_gap(log: &LogStore, reader: &Reader) -> Result<(), Fatal> {
+    let applied = reader.status().applied.map_or(0, |id| id.index);
+    let purged = log.purged_index().unwrap_or(0);
+    if applied < purged {
+        return Err(Fatal(format!(
+            "the database ends at log index {applied}, the log begins after {purged}, and no valid \
+             snapshot lies between: remove the data directory, so that the replica joins anew"
+        )));
+    }
+    Ok(())
+}
+
+impl Shared {
+    /// `GET /status`.
+    pub(crate) fn status(&self) -> CatalogStatus {
+        let leadership = self.leadership.borrow().clone();
+        let state = self.reader.status();
+        let is_leader = leadership.leader.as_ref().is_some_and(|leader| leader.is_me);
+        CatalogStatus {
+            name: self.server.name.clone(),
+            id: self.id,
+            role: if !leadership.initialised {
+                "blank".to_owned()
+            } else if is_leader {
+                "leader".to_owned()
+            } else {
+                "follower".to_owned()
+            },
+            term: leadership.term,
+            leader: leadership.leader.map(|leader| leader.name),
+            last_log_index: self.log.last_index().unwrap_or(0),
+            applied_index: state.applied.map_or(0, |id| id.index),
+            purged_index: self.log.purged_index().unwrap_or(0),
+            snapshot_index: state.snapshot_index,
+            released_index: self.gate.progress().released,
+            state_hash: format!("{:032x}", state.state_hash),
+            orders: state.orders,
+            front_ends: self.gate.front_ends(),
+        }
+    }
+}

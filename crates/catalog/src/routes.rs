@@ -1,0 +1,338 @@
+//! The catalog's routes.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, Query, Request, State},
+    response::{IntoResponse, Response},
+    routing::{any, get, post},
+};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use pygmy_protocol::{
+    Code, Problem, RequestContext,
+    command::{Command, Outcome, Request as Change},
+    context::{IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, LOG_INDEX, key_of, key_value},
+    http::{Json, accept_upgrade, empty_body, internal, json_body, read_body},
+    invalidation,
+    item::{ItemNumber, MAX_TEXT_BYTES, PageRequest, parse_value, parse_whole_number},
+    order::{BuyBody, Order, OrderNumber, Purchase, unknown_order},
+    registration::CatalogStatus,
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use tokio::sync::oneshot;
+
+use crate::{
+    answer::Answers,
+    bootstrap::{BootstrapBody, Bootstrapped, bootstrap},
+    peer::{self, serve_peer},
+    read::read,
+    replica::Shared,
+    state::Read,
+    stream::serve_stream,
+};
+
+type Replica = State<Arc<Shared>>;
+
+/// All routes, each behind the secret.
+pub(crate) fn routes(shared: Arc<Shared>) -> Router {
+    let secret = shared.server.secret.clone();
+    let routes = Router::new()
+        .route("/query", get(query_topic))
+        .route("/query/{item_or_topic}", get(query))
+        .route("/topics", get(topics))
+        .route("/purchases", post(purchase))
+        .route("/purchases/{order}", get(order))
+        .route("/updateStock/{item}/{value}", post(update_stock))
+        .route("/reduceStock/{item}", post(reduce_stock))
+        .route("/updateCost/{item}/{value}", post(update_cost))
+        .route("/update_replica/{item}", any(replaced))
+        .route("/update_replica_stock/{item}/{value}", any(replaced))
+        .route("/update_replica_cost/{item}/{value}", any(replaced))
+        .route("/status", get(status))
+        .route("/verify", get(verify))
+        .route("/bootstrap", post(make_cluster))
+        .route(peer::PATH, get(peer_connection))
+        .route(invalidation::PATH, get(invalidation_stream))
+        .with_state(shared);
+    internal(routes, &secret)
+}
+
+#[derive(Deserialize)]
+struct PageQuery {
+    topic: Option<String>,
+    limit: Option<String>,
+    cursor: Option<String>,
+}
+
+type PageParams = Result<Query<PageQuery>, axum::extract::rejection::QueryRejection>;
+
+fn page_query(params: PageParams) -> Result<PageQuery, Problem> {
+    params.map(|Query(query)| query).map_err(|e| Problem::new(Code::BadValue, e.body_text()))
+}
+
+/// A whole number is an item number; everything else is a topic.
+async fn query(
+    State(shared): Replica,
+    context: RequestContext,
+    Path(text): Path<String>,
+    params: PageParams,
+) -> Result<Response, Problem> {
+    if parse_whole_number(&text).is_none() {
+        return topic_page(&shared, &context, text, page_query(params)?).await;
+    }
+    let number: ItemNumber = text.parse()?;
+    let read = read(&shared, context.deadline, |reader| reader.item(number)).await?;
+    match read.value {
+        Some(item) => Ok(with_index(read.index, Json(StatusCode::OK, item))),
+        None => Err(Problem::unknown_item(number)),
+    }
+}
+
+async fn query_topic(
+    State(shared): Replica,
+    context: RequestContext,
+    params: PageParams,
+) -> Result<Response, Problem> {
+    let query = page_query(params)?;
+    let missing = || Problem::new(Code::BadValue, "say which topic: /query?topic=…");
+    let topic = query.topic.clone().ok_or_else(missing)?;
+    topic_page(&shared, &context, topic, query).await
+}
+
+async fn topic_page(
+    shared: &Shared,
+    context: &RequestContext,
+    topic: String,
+    query: PageQuery,
+) -> Result<Response, Problem> {
+    if topic.is_empty() || topic.len() > MAX_TEXT_BYTES {
+        return Err(Problem::new(
+            Code::BadValue,
+            format!("a topic has 1 to {MAX_TEXT_BYTES} bytes"),
+        ));
+    }
+    let page = PageRequest::parse(query.limit.as_deref(), query.cursor.as_deref())?;
+    let Read { value, index } =
+        read(shared, context.deadline, |reader| reader.page(&topic, page)).await?;
+    Ok(with_index(index, Json(StatusCode::OK, value)))
+}
+
+async fn topics(State(shared): Replica, context: RequestContext) -> Result<Response, Problem> {
+    let Read { value, index } = read(&shared, context.deadline, |reader| reader.topics()).await?;
+    Ok(with_index(index, Json(StatusCode::OK, value)))
+}
+
+async fn order(
+    State(shared): Replica,
+    context: RequestContext,
+    Path(text): Path<String>,
+) -> Result<Json<Order>, Problem> {
+    let number: OrderNumber = text.parse()?;
+    let read = read(&shared, context.deadline, |reader| reader.order(number)).await?;
+    read.value.map(|order| Json(StatusCode::OK, order)).ok_or_else(|| unknown_order(number))
+}
+
+fn with_index(index: u64, answer: impl IntoResponse) -> Response {
+    let mut response = answer.into_response();
+    response.headers_mut().insert(LOG_INDEX, HeaderValue::from(index));
+    response
+}
+
+async fn purchase(
+    State(shared): Replica,
+    context: RequestContext,
+    request: Request,
+) -> Result<Response, Problem> {
+    let (headers, body) = split(request);
+    let purchase: Purchase = read_json(&shared, &context, &headers, body).await?;
+    let Purchase { item_number, quantity, expected_cost } = purchase;
+    BuyBody { quantity, expected_cost }.check()?;
+    change(&shared, &context, &headers, Command::Buy { item: item_number, quantity, expected_cost })
+        .await
+}
+
+async fn update_stock(
+    State(shared): Replica,
+    context: RequestContext,
+    Path((item, value)): Path<(String, String)>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let command = Command::SetStock { item: item.parse()?, stock: parse_value(&value)? };
+    update(&shared, &context, request, command).await
+}
+
+async fn update_cost(
+    State(shared): Replica,
+    context: RequestContext,
+    Path((item, value)): Path<(String, String)>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let command = Command::SetCost { item: item.parse()?, cost: parse_value(&value)? };
+    update(&shared, &context, request, command).await
+}
+
+async fn reduce_stock(
+    State(shared): Replica,
+    context: RequestContext,
+    Path(item): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    update(&shared, &context, request, Command::ReduceStock { item: item.parse()? }).await
+}
+
+async fn update(
+    shared: &Shared,
+    context: &RequestContext,
+    request: Request,
+    command: Command,
+) -> Result<Response, Problem> {
+    let (headers, body) = split(request);
+    empty_body(&read_body(&shared.env, context, &shared.server.limits, body).await?)?;
+    change(shared, context, &headers, command).await
+}
+
+/// Has `command` done under the request's key.
+async fn change(
+    shared: &Shared,
+    context: &RequestContext,
+    headers: &HeaderMap,
+    command: Command,
+) -> Result<Response, Problem> {
+    let key = key_of(&shared.env, headers)?;
+    let change = Change { key: key.clone(), command };
+    let written = shared.queue.write(change, context.deadline).await;
+    let mut response = match written {
+        Ok(outcome) => outcome_response(outcome),
+        Err(error) => Problem::from(error).into_response(),
+    };
+    response.headers_mut().insert(IDEMPOTENCY_KEY, key_value(&key));
+    Ok(response)
+}
+
+fn outcome_response(outcome: Outcome) -> Response {
+    if let Some(problem) = outcome.problem() {
+        return problem.into_response();
+    }
+    match outcome {
+        Outcome::Ordered { order, replayed } => {
+            let location = HeaderValue::from_str(&format!("/orders/{}", order.order_number));
+            let mut response = replayable(replayed, Json(StatusCode::CREATED, order));
+            if let Ok(location) = location {
+                response.headers_mut().insert(header::LOCATION, location);
+            }
+            response
+        }
+        Outcome::Updated { item, replayed } => replayable(replayed, Json(StatusCode::OK, item)),
+        // Only bootstraps add items so far, and they have an answer of their own.
+        _ => Problem::outcome_unknown("an outcome of another kind").into_response(),
+    }
+}
+
+fn replayable(replayed: bool, answer: impl IntoResponse) -> Response {
+    let mut response = answer.into_response();
+    if replayed {
+        response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+    }
+    response
+}
+
+async fn replaced() -> Problem {
+    Problem::new(
+        Code::Replaced,
+        "replicas are kept in step by Raft: send updateStock, reduceStock or updateCost to any of them",
+    )
+}
+
+async fn status(State(shared): Replica) -> Json<CatalogStatus> {
+    Json(StatusCode::OK, shared.status())
+}
+
+/// Reads the whole database and checks what must hold in it: stock adds up, counts and the state
+/// hash are right. Takes seconds for millions of rows, while buys go on.
+async fn verify(State(shared): Replica, context: RequestContext) -> Result<Response, Problem> {
+    let (done, verified) = oneshot::channel();
+    shared.verifier.submit(done);
+    match shared.env.timeout(context.remaining(&shared.env), verified).await {
+        Ok(Ok(Ok(Read { index, .. }))) => {
+            Ok(with_index(index, Json(StatusCode::OK, serde_json::json!({ "verified": true }))))
+        }
+        Ok(Ok(Err(error))) => {
+            tracing::error!(%error, "the database does not add up");
+            Err(Problem::unavailable(format!("the database does not add up: {error}")))
+        }
+        Ok(Err(_)) | Err(_) => {
+            Err(Problem::unavailable("the check is not done yet; allow it more time"))
+        }
+    }
+}
+
+async fn make_cluster(
+    State(shared): Replica,
+    context: RequestContext,
+    request: Request,
+) -> Result<Json<Bootstrapped>, Problem> {
+    let (headers, body) = split(request);
+    let body: BootstrapBody = read_json(&shared, &context, &headers, body).await?;
+    Ok(Json(StatusCode::OK, bootstrap(&shared, &context, body).await?))
+}
+
+async fn peer_connection(
+    State(shared): Replica,
+    mut request: Request,
+) -> Result<Response, Problem> {
+    let (response, upgraded) = accept_upgrade(&mut request, peer::PROTOCOL)?;
+    let env = shared.env.clone();
+    env.clone().spawn(async move {
+        let Ok(connection) = upgraded.connection().await else { return };
+        if let Err(error) = serve_peer(&env, connection, &Answers::new(shared)).await {
+            tracing::debug!(%error, "the connection of a replica ended");
+        }
+    });
+    Ok(response)
+}
+
+async fn invalidation_stream(
+    State(shared): Replica,
+    mut request: Request,
+) -> Result<Response, Problem> {
+    if shared.gate.progress().leads.is_none() {
+        return Ok(not_leader(&shared));
+    }
+    let (response, upgraded) = accept_upgrade(&mut request, invalidation::PROTOCOL)?;
+    let env = shared.env.clone();
+    env.clone().spawn(async move {
+        let Ok(connection) = upgraded.connection().await else { return };
+        if let Err(error) = serve_stream(&env, &shared.gate, connection, shared.lease).await {
+            tracing::debug!(%error, "an invalidation stream ended");
+        }
+    });
+    Ok(response)
+}
+
+fn not_leader(shared: &Shared) -> Response {
+    let mut response = Problem::unavailable("this replica does not lead").into_response();
+    let leader = shared.leadership.borrow().leader.clone().filter(|leader| !leader.is_me);
+    if let Some(url) = leader.and_then(|leader| HeaderValue::from_str(&leader.url).ok()) {
+        response.headers_mut().insert(invalidation::LEADER_URL, url);
+    }
+    response
+}
+
+fn split(request: Request) -> (HeaderMap, Body) {
+    let (parts, body) = request.into_parts();
+    (parts.headers, body)
+}
+
+async fn read_json<T: DeserializeOwned>(
+    shared: &Shared,
+    context: &RequestContext,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<T, Problem> {
+    let bytes = read_body(&shared.env, context, &shared.server.limits, body).await?;
+    json_body(headers, &bytes)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|e| Problem::new(Code::BadBody, format!("the body is not as expected: {e}")))
+}

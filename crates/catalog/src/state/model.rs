@@ -1,0 +1,165 @@
+//! Random commands against a model that fits on a page.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use pygmy_protocol::{
+    command::{Command, Outcome, Request},
+    item::Item,
+    order::{Order, OrderNumber},
+};
+
+use super::testing::{Replica, buy, item, number, request, set_stock};
+
+/// The rules of the store, as plainly as they can be said.
+#[derive(Default)]
+struct Model {
+    items: BTreeMap<u64, Item>,
+    orders: u64,
+    keys: BTreeMap<String, (Command, Outcome)>,
+}
+
+impl Model {
+    fn request(&mut self, request: &Request) -> Outcome {
+        let key = request.key.to_string();
+        match self.keys.get(&key) {
+            Some((command, outcome)) if *command == request.command => return outcome.clone(),
+            Some(_) => return Outcome::KeyReused,
+            None => {}
+        }
+        let outcome = self.command(&request.command);
+        if outcome.problem().is_none() {
+            self.keys.insert(key, (request.command.clone(), replayed(outcome.clone())));
+        }
+        outcome
+    }
+
+    fn command(&mut self, command: &Command) -> Outcome {
+        if let Command::AddItems { items } = command {
+            let before = self.items.len();
+            for item in items {
+                self.items.entry(item.item_number.get()).or_insert_with(|| item.clone());
+            }
+            return Outcome::Added { items: (self.items.len() - before) as u64, replayed: false };
+        }
+        let asked = match command {
+            Command::Buy { item, .. } | Command::ReduceStock { item } => *item,
+            Command::SetStock { item, .. } | Command::SetCost { item, .. } => *item,
+            Command::AddItems { .. } => unreachable!("done above"),
+        };
+        let Some(item) = self.items.get_mut(&asked.get()) else {
+            return Outcome::UnknownItem { item: asked };
+        };
+        match *command {
+            Command::Buy { quantity, expected_cost, .. } => {
+                if expected_cost.is_some_and(|cost| cost != item.cost) {
+                    return Outcome::CostChanged { cost: item.cost };
+                }
+                if item.stock < quantity {
+                    return Outcome::OutOfStock;
+                }
+                item.stock -= quantity;
+                self.orders += 1;
+                let order = Order {
+                    order_number: OrderNumber(self.orders),
+                    item_number: asked,
+                    title: item.title.clone(),
+                    quantity,
+                    cost: item.cost,
+                    stock: item.stock,
+                };
+                return Outcome::Ordered { order, replayed: false };
+            }
+            Command::ReduceStock { .. } if item.stock == 0 => return Outcome::OutOfStock,
+            Command::ReduceStock { .. } => item.stock -= 1,
+            Command::SetStock { stock, .. } => item.stock = stock,
+            Command::SetCost { cost, .. } => item.cost = cost,
+            Command::AddItems { .. } => {}
+        }
+        Outcome::Updated { item: item.clone(), replayed: false }
+    }
+}
+
+fn replayed(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Ordered { order, .. } => Outcome::Ordered { order, replayed: true },
+        Outcome::Updated { item, .. } => Outcome::Updated { item, replayed: true },
+        Outcome::Added { items, .. } => Outcome::Added { items, replayed: true },
+        refusal => refusal,
+    }
+}
+
+fn commands() -> impl Strategy<Value = Command> {
+    let n = 1..6_u64;
+    prop_oneof![
+        6 => (n.clone(), 1..4_u64).prop_map(|(n, quantity)| buy(n, quantity)),
+        2 => (n.clone(), 0..3_u64).prop_map(|(n, cost)| {
+            Command::Buy { item: number(n), quantity: 1, expected_cost: Some(cost) }
+        }),
+        2 => n.clone().prop_map(|n| Command::ReduceStock { item: number(n) }),
+        2 => (n.clone(), 0..9_u64).prop_map(|(n, stock)| set_stock(n, stock)),
+        1 => (n.clone(), 0..3_u64).prop_map(|(n, cost)| Command::SetCost { item: number(n), cost }),
+        2 => prop::collection::vec((n, 0..9_u64), 0..3).prop_map(|items| {
+            let topic = |n: u64| if n.is_multiple_of(2) { "even" } else { "odd" };
+            Command::AddItems { items: items.into_iter().map(|(n, stock)| item(n, topic(n), stock)).collect() }
+        }),
+    ]
+}
+
+/// Entries of some requests each; few keys, so that they meet again.
+fn entries() -> impl Strategy<Value = Vec<Vec<Request>>> {
+    let requests =
+        (0..40_u32, commands()).prop_map(|(key, command)| request(&format!("k{key}"), command));
+    prop::collection::vec(prop::collection::vec(requests, 0..6), 1..20)
+}
+
+/// Applies `entries` in groups of at most `group` entries.
+fn apply(replica: &mut Replica, entries: &[Vec<Request>], group: usize) -> Vec<Outcome> {
+    entries.chunks(group).flat_map(|chunk| replica.group(chunk.to_vec())).flatten().collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_replica_does_what_the_model_does(entries in entries(), group in 1..9_usize) {
+        let mut model = Model::default();
+        let expected: Vec<Outcome> = entries.iter().flatten().map(|request| model.request(request)).collect();
+
+        let mut one_by_one = Replica::new();
+        prop_assert_eq!(&apply(&mut one_by_one, &entries, 1), &expected);
+        let mut grouped = Replica::new();
+        prop_assert_eq!(&apply(&mut grouped, &entries, group), &expected);
+
+        // Replicas agree, however the entries came, also in their text logs.
+        let status = one_by_one.reader().status();
+        prop_assert_eq!(status, grouped.reader().status());
+        prop_assert_eq!(one_by_one.text_log("requests.txt"), grouped.text_log("requests.txt"));
+        prop_assert_eq!(one_by_one.hook.take(), grouped.hook.take());
+
+        // The state is that of the model, it adds up, and a restart keeps it.
+        grouped.reopen();
+        prop_assert_eq!(status, grouped.reader().status());
+        grouped.reader().verify().unwrap();
+        prop_assert_eq!(status.orders, model.orders);
+        for n in 1..6 {
+            let found = grouped.reader().item(number(n)).unwrap().value;
+            prop_assert_eq!(found.as_ref(), model.items.get(&n));
+        }
+
+        // Everything again, after the restart: what was done is replayed, nothing is done twice.
+        let again: Vec<Outcome> = entries.iter().flatten().map(|request| model.request(request)).collect();
+        prop_assert_eq!(apply(&mut grouped, &entries, group), again);
+        grouped.reader().verify().unwrap();
+
+        // A snapshot carries all of it to another replica.
+        let mut other = Replica::stocked();
+        let (meta, file) = grouped.dump(&other.snapshots());
+        if meta.last_log_id > other.reader().status().applied {
+            other.writer().install(&meta, file).unwrap();
+            other.reader().verify().unwrap();
+            let (ours, theirs) = (grouped.reader().status(), other.reader().status());
+            prop_assert_eq!((ours.applied, ours.state_hash), (theirs.applied, theirs.state_hash));
+        }
+    }
+}

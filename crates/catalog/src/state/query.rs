@@ -1,0 +1,222 @@
+//! Reading the state.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use pygmy_protocol::{
+    item::{Item, ItemNumber, ItemPage, PageRequest, TopicCount, Topics},
+    order::{Order, OrderNumber},
+};
+use rusqlite::{Connection, params};
+
+use super::{
+    SnapshotStore, StateError,
+    meta::Meta,
+    rows::{ItemRow, OrderRow, TableRow, sql, whole},
+    schema, verify,
+};
+use crate::raft::LogId;
+
+/// Connections that are kept open while nobody reads. A read blocks its thread, so no more are
+/// ever in use than there are threads; beyond this many, a read pays for opening its own.
+const IDLE_CONNECTIONS_MAX: usize = 8;
+
+/// A value and the state that it was read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Read<T> {
+    /// What was read.
+    pub(crate) value: T,
+    /// Log index of the last entry applied to the very snapshot of the state that was read.
+    pub(crate) index: u64,
+}
+
+/// Where the state machine stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StateStatus {
+    /// The last applied entry.
+    pub(crate) applied: Option<LogId>,
+    /// Equal on all replicas at one log index. For people: 32 hexadecimal digits.
+    pub(crate) state_hash: u128,
+    /// Orders made, and the number of the last.
+    pub(crate) orders: u64,
+    /// Items in the catalog.
+    pub(crate) items: u64,
+    /// Log index of the newest snapshot, 0 without one.
+    pub(crate) snapshot_index: u64,
+}
+
+/// Reads the state. Calls block, but only for as long as SQLite takes: some 10 microseconds for
+/// one row. Cloning gives a reader of the same state.
+#[derive(Clone)]
+pub(crate) struct Reader {
+    pub(super) shared: Arc<Shared>,
+    pub(super) snapshots: SnapshotStore,
+}
+
+impl Reader {
+    /// One item.
+    pub(crate) fn item(&self, number: ItemNumber) -> Result<Read<Option<Item>>, StateError> {
+        self.read(|db| Ok(ItemRow::find_number(db, number)?.map(|row| row.item)))
+    }
+
+    /// A page of the items of `topic`; an unknown topic has none.
+    pub(crate) fn page(
+        &self,
+        topic: &str,
+        page: PageRequest,
+    ) -> Result<Read<ItemPage>, StateError> {
+        let limit = page.limit.clamp(1, PageRequest::MAX_LIMIT) as usize;
+        self.read(|db| {
+            let mut statement = db.prepare_cached(&format!(
+                "{} WHERE topic = ? AND item_number > ? ORDER BY item_number LIMIT ?",
+                ItemRow::SELECT
+            ))?;
+            // One more than asked for tells whether there is a next page.
+            let values = params![topic, sql(page.after), sql(limit as u64 + 1)];
+            let rows = statement.query_map(values, ItemRow::read)?;
+            let mut items =
+                rows.map(|row| Ok(row?.item)).collect::<rusqlite::Result<Vec<Item>>>()?;
+            let more = items.len() > limit;
+            items.truncate(limit);
+            let next = items
+                .last()
+                .filter(|_| more)
+                .map(|item| PageRequest::cursor_after(item.item_number));
+            Ok(ItemPage { items, next })
+        })
+    }
+
+    /// All topics.
+    pub(crate) fn topics(&self) -> Result<Read<Topics>, StateError> {
+        self.read(|db| {
+            let mut statement =
+                db.prepare_cached("SELECT topic, items FROM topics ORDER BY topic")?;
+            let count = |row: &rusqlite::Row<'_>| {
+                Ok(TopicCount { topic: row.get(0)?, items: whole(row, 1)? })
+            };
+            let topics = statement.query_map((), count)?.collect::<rusqlite::Result<_>>()?;
+            Ok(Topics { topics })
+        })
+    }
+
+    /// One order.
+    pub(crate) fn order(&self, number: OrderNumber) -> Result<Read<Option<Order>>, StateError> {
+        self.read(|db| Ok(OrderRow::find_number(db, number)?.map(|row| row.order)))
+    }
+
+    /// Where the state machine stands, from memory.
+    pub(crate) fn status(&self) -> StateStatus {
+        let snapshot_index = self.snapshots.current_index();
+        let meta = self.shared.meta();
+        let Meta { applied, state_hash, orders, items, .. } = *meta;
+        StateStatus { applied, state_hash, orders, items, snapshot_index }
+    }
+
+    /// Reads the whole state and checks that it adds up: every stock, every count, and the state
+    /// hash. Takes as long as reading everything does.
+    pub(crate) fn verify(&self) -> Result<Read<()>, StateError> {
+        self.read(|db| verify::verify(db, self.shared.pool.path()))
+    }
+
+    fn read<T>(
+        &self,
+        query: impl FnOnce(&Connection) -> Result<T, StateError>,
+    ) -> Result<Read<T>, StateError> {
+        let read = |db: &Connection| {
+            let transaction = db.unchecked_transaction()?;
+            // The first statement takes the snapshot that the others see.
+            let mut statement = db.prepare_cached("SELECT applied_index FROM meta")?;
+            let index: Option<i64> = statement.query_one((), |row| row.get(0))?;
+            let value = query(db)?;
+            transaction.commit()?;
+            Ok(Read { value, index: index.unwrap_or(0) as u64 })
+        };
+        self.shared.pool.with(read)
+    }
+}
+
+/// What the writer and the readers share.
+pub(super) struct Shared {
+    pub(super) pool: Pool,
+    meta: Mutex<Arc<Meta>>,
+}
+
+impl Shared {
+    pub(super) fn new(pool: Pool, meta: &Meta) -> Shared {
+        Shared { pool, meta: Mutex::new(Arc::new(meta.clone())) }
+    }
+
+    /// Where the state stands, as last published.
+    pub(super) fn meta(&self) -> Arc<Meta> {
+        Arc::clone(&self.meta.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Lets readers of the status see what was committed.
+    pub(super) fn publish(&self, meta: &Meta) {
+        *self.meta.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(meta.clone());
+    }
+}
+
+/// Connections for reading.
+pub(super) struct Pool {
+    path: PathBuf,
+    /// Reads hold the outer lock together; [`Pool::exclusive`] holds it alone.
+    idle: RwLock<Mutex<Vec<Connection>>>,
+}
+
+impl Pool {
+    pub(super) fn new(path: PathBuf) -> Pool {
+        Pool { path, idle: RwLock::default() }
+    }
+
+    /// The database.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A connection for a long read of its own. It must be closed before [`Pool::exclusive`].
+    pub(super) fn open(&self) -> rusqlite::Result<Connection> {
+        schema::open_reader(&self.path)
+    }
+
+    /// Size of the database.
+    pub(super) fn database_bytes(&self) -> Result<u64, StateError> {
+        self.with(|db| {
+            let bytes = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
+            Ok(db.query_one(bytes, (), |row| whole(row, 0))?)
+        })
+    }
+
+    /// Runs `read` on an idle connection, or a new one.
+    fn with<T>(
+        &self,
+        read: impl FnOnce(&Connection) -> Result<T, StateError>,
+    ) -> Result<T, StateError> {
+        let pool = self.idle.read().unwrap_or_else(PoisonError::into_inner);
+        let lock = || pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = lock().pop();
+        let run = || {
+            let db = match idle {
+                Some(db) => db,
+                None => self.open()?,
+            };
+            Ok((read(&db)?, db))
+        };
+        // A connection that met an error is closed: it may be in any state.
+        let (value, db) = run().map_err(|e: StateError| e.in_database(&self.path))?;
+        let mut idle = lock();
+        if idle.len() < IDLE_CONNECTIONS_MAX {
+            idle.push(db);
+        }
+        Ok(value)
+    }
+
+    /// Runs `change` while no connection for reading is open.
+    pub(super) fn exclusive<T>(&self, change: impl FnOnce() -> T) -> T {
+        let mut idle = self.idle.write().unwrap_or_else(PoisonError::into_inner);
+        idle.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        change()
+    }
+}

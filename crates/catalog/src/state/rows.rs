@@ -1,0 +1,307 @@
+//! What a row of each table is: its columns, how it is read, written and hashed.
+//!
+//! SQLite's integers are signed 64 bits. Everything that is counted here stays below 2^63.
+
+use pygmy_protocol::{
+    IdempotencyKey,
+    item::{Item, ItemNumber},
+    order::{Order, OrderNumber},
+};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
+
+use super::{error::nonsense, hash::Canonical};
+
+/// A number as SQLite takes it.
+pub(super) fn sql(number: u64) -> i64 {
+    // Only the leader's wall clock could be beyond, in a batch that tells lies about the time.
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The number in a column that holds no negative ones.
+pub(super) fn whole(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let number: i64 = row.get(column)?;
+    u64::try_from(number).map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, number))
+}
+
+/// A hash.
+pub(super) fn wide(row: &Row<'_>, column: usize) -> rusqlite::Result<u128> {
+    Ok(u128::from_le_bytes(row.get(column)?))
+}
+
+fn item_number(row: &Row<'_>, column: usize) -> rusqlite::Result<ItemNumber> {
+    whole(row, column)?.try_into().map_err(nonsense)
+}
+
+fn key(row: &Row<'_>, column: usize) -> rusqlite::Result<IdempotencyKey> {
+    row.get_ref(column)?.as_str()?.parse().map_err(nonsense)
+}
+
+/// A row of a table that belongs to the replicated state.
+pub(super) trait TableRow: Sized {
+    /// Selects all rows, with the columns that [`TableRow::read`] wants.
+    const SELECT: &str;
+
+    /// Reads a row.
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self>;
+
+    /// Inserts it; it must be new.
+    fn insert(&self, db: &Connection) -> rusqlite::Result<()>;
+
+    /// Its part of the state hash.
+    fn hash(&self) -> u128;
+
+    /// The row whose `condition` (on `?1`) holds.
+    fn find(
+        db: &Connection,
+        condition: &str,
+        value: impl rusqlite::ToSql,
+    ) -> rusqlite::Result<Option<Self>> {
+        let mut statement = db.prepare_cached(&format!("{} WHERE {condition}", Self::SELECT))?;
+        statement.query_row([value], Self::read).optional()
+    }
+}
+
+/// Calls `visit` with every row of a table, in the order of the primary key.
+pub(super) fn each<R: TableRow, E: From<rusqlite::Error>>(
+    db: &Connection,
+    mut visit: impl FnMut(R) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut statement = db.prepare_cached(&format!("{} ORDER BY 1", R::SELECT))?;
+    let mut rows = statement.query(())?;
+    while let Some(row) = rows.next()? {
+        visit(R::read(row)?)?;
+    }
+    Ok(())
+}
+
+/// An item and how its stock came about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ItemRow {
+    pub(super) item: Item,
+    /// The stock that it was added with.
+    pub(super) initial_stock: u64,
+    /// Copies sold.
+    pub(super) sold: u64,
+    /// What all changes of the stock other than sales come to.
+    pub(super) adjusted: i64,
+}
+
+impl ItemRow {
+    pub(super) fn new(item: Item) -> ItemRow {
+        ItemRow { initial_stock: item.stock, sold: 0, adjusted: 0, item }
+    }
+
+    pub(super) fn find_number(
+        db: &Connection,
+        number: ItemNumber,
+    ) -> rusqlite::Result<Option<ItemRow>> {
+        Self::find(db, "item_number = ?1", sql(number.get()))
+    }
+
+    /// Whether the stock adds up.
+    pub(super) fn adds_up(&self) -> bool {
+        let expected =
+            i128::from(self.initial_stock) + i128::from(self.adjusted) - i128::from(self.sold);
+        expected == i128::from(self.item.stock)
+    }
+
+    /// Writes what can change.
+    pub(super) fn update(&self, db: &Connection) -> rusqlite::Result<()> {
+        let mut statement = db.prepare_cached(
+            "UPDATE items SET stock = ?, cost = ?, sold = ?, adjusted = ? WHERE item_number = ?",
+        )?;
+        statement.execute(params![
+            sql(self.item.stock),
+            sql(self.item.cost),
+            sql(self.sold),
+            self.adjusted,
+            sql(self.item.item_number.get()),
+        ])?;
+        Ok(())
+    }
+}
+
+impl TableRow for ItemRow {
+    const SELECT: &str =
+        "SELECT item_number, title, topic, stock, cost, initial_stock, sold, adjusted FROM items";
+
+    fn read(row: &Row<'_>) -> rusqlite::Result<ItemRow> {
+        Ok(ItemRow {
+            item: Item {
+                item_number: item_number(row, 0)?,
+                title: row.get(1)?,
+                topic: row.get(2)?,
+                stock: whole(row, 3)?,
+                cost: whole(row, 4)?,
+            },
+            initial_stock: whole(row, 5)?,
+            sold: whole(row, 6)?,
+            adjusted: row.get(7)?,
+        })
+    }
+
+    fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
+        let mut statement = db.prepare_cached(
+            "INSERT INTO items (item_number, title, topic, stock, cost, initial_stock, sold, adjusted) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        )?;
+        statement.execute(params![
+            sql(self.item.item_number.get()),
+            self.item.title,
+            self.item.topic,
+            sql(self.item.stock),
+            sql(self.item.cost),
+            sql(self.initial_stock),
+            sql(self.sold),
+            self.adjusted,
+        ])?;
+        Ok(())
+    }
+
+    fn hash(&self) -> u128 {
+        Canonical::new("item")
+            .number(self.item.item_number.get())
+            .text(&self.item.title)
+            .text(&self.item.topic)
+            .number(self.item.stock)
+            .number(self.item.cost)
+            .number(self.initial_stock)
+            .number(self.sold)
+            .signed(self.adjusted)
+            .hash()
+    }
+}
+
+/// An order, when it was made and under which key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct OrderRow {
+    pub(super) order: Order,
+    pub(super) time_ms: u64,
+    pub(super) key: IdempotencyKey,
+}
+
+impl OrderRow {
+    pub(super) fn find_number(
+        db: &Connection,
+        number: OrderNumber,
+    ) -> rusqlite::Result<Option<OrderRow>> {
+        Self::find(db, "order_number = ?1", sql(number.0))
+    }
+}
+
+impl TableRow for OrderRow {
+    const SELECT: &str =
+        "SELECT order_number, item_number, title, quantity, cost, stock, time_ms, key FROM orders";
+
+    fn read(row: &Row<'_>) -> rusqlite::Result<OrderRow> {
+        Ok(OrderRow {
+            order: Order {
+                order_number: OrderNumber(whole(row, 0)?),
+                item_number: item_number(row, 1)?,
+                title: row.get(2)?,
+                quantity: whole(row, 3)?,
+                cost: whole(row, 4)?,
+                stock: whole(row, 5)?,
+            },
+            time_ms: whole(row, 6)?,
+            key: key(row, 7)?,
+        })
+    }
+
+    fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
+        let mut statement = db.prepare_cached(
+            "INSERT INTO orders (order_number, item_number, title, quantity, cost, stock, time_ms, key) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        )?;
+        statement.execute(params![
+            sql(self.order.order_number.0),
+            sql(self.order.item_number.get()),
+            self.order.title,
+            sql(self.order.quantity),
+            sql(self.order.cost),
+            sql(self.order.stock),
+            sql(self.time_ms),
+            self.key.as_str(),
+        ])?;
+        Ok(())
+    }
+
+    fn hash(&self) -> u128 {
+        Canonical::new("order")
+            .number(self.order.order_number.0)
+            .number(self.order.item_number.get())
+            .text(&self.order.title)
+            .number(self.order.quantity)
+            .number(self.order.cost)
+            .number(self.order.stock)
+            .number(self.time_ms)
+            .text(self.key.as_str())
+            .hash()
+    }
+}
+
+/// A key that changed something.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct KeyRow {
+    pub(super) key: IdempotencyKey,
+    /// See [`super::hash::fingerprint`].
+    pub(super) fingerprint: u128,
+    pub(super) made: Made,
+}
+
+/// What a request made, from which a replay is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Made {
+    /// An order.
+    Order(OrderNumber),
+    /// Something else: the outcome that a replay gets, as postcard.
+    Outcome(Vec<u8>),
+}
+
+impl KeyRow {
+    pub(super) fn find_key(
+        db: &Connection,
+        key: &IdempotencyKey,
+    ) -> rusqlite::Result<Option<KeyRow>> {
+        Self::find(db, "key = ?1", key.as_str())
+    }
+}
+
+impl TableRow for KeyRow {
+    const SELECT: &str = "SELECT key, fingerprint, order_number, outcome FROM keys";
+
+    fn read(row: &Row<'_>) -> rusqlite::Result<KeyRow> {
+        let made = match row.get(3)? {
+            Some(outcome) => Made::Outcome(outcome),
+            None => Made::Order(OrderNumber(whole(row, 2)?)),
+        };
+        Ok(KeyRow { key: key(row, 0)?, fingerprint: wide(row, 1)?, made })
+    }
+
+    fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
+        let (order, outcome) = match &self.made {
+            Made::Order(number) => (Some(sql(number.0)), None),
+            Made::Outcome(outcome) => (None, Some(outcome)),
+        };
+        let mut statement = db.prepare_cached(
+            "INSERT INTO keys (key, fingerprint, order_number, outcome) VALUES (?, ?, ?, ?)",
+        )?;
+        statement.execute(params![
+            self.key.as_str(),
+            self.fingerprint.to_le_bytes(),
+            order,
+            outcome
+        ])?;
+        Ok(())
+    }
+
+    fn hash(&self) -> u128 {
+        let row = Canonical::new("key").text(self.key.as_str()).wide(self.fingerprint);
+        match &self.made {
+            Made::Order(number) => row.text("order").number(number.0),
+            Made::Outcome(outcome) => row.text("outcome").bytes(outcome),
+        }
+        .hash()
+    }
+}

@@ -1,0 +1,287 @@
+//! The format of a snapshot file.
+//!
+//! Eight bytes of magic and a version (4 bytes, little endian), then chunks: length (4 bytes),
+//! xxh3_64 of the payload with the chunk's number as the seed (8 bytes), payload. The payloads in
+//! a row are postcard [`Record`]s, whole ones in each chunk: where the state stands, the items,
+//! the orders, the keys, and at the end how many there are and the state hash. Nothing follows.
+//!
+//! What it holds are the rows of the replicated state and not SQLite's pages, so that a snapshot
+//! fits any version of the tables that has these rows. Topics are counted anew from the items.
+
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::{
+    StateError,
+    error::nonsense,
+    meta::{LastLines, Meta, SavedLogId, SavedMembership, log_id, saved},
+    rows::{ItemRow, KeyRow, OrderRow, TableRow, each},
+    store::SnapshotFile,
+};
+
+const MAGIC: &[u8; 8] = b"PYGMYSNP";
+/// Version of everything in here, including the layout of the rows.
+const VERSION: u32 = 1;
+const HEAD_BYTES: u64 = 12;
+const CHUNK_HEAD_BYTES: u64 = 12;
+/// Largest chunk that is read: a damaged length must not ask for all memory.
+pub(super) const CHUNK_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Largest record: title, topic, key and outcome have at most 2 KiB, a membership some more.
+const RECORD_BYTES_MAX: usize = 256 * 1024;
+
+#[derive(Serialize, Deserialize)]
+pub(super) enum Record {
+    Start { applied: Option<SavedLogId>, membership: SavedMembership },
+    Item(ItemRow),
+    Order(OrderRow),
+    Key(KeyRow),
+    End { items: u64, orders: u64, keys: u64, state_hash: u128 },
+}
+
+/// Writes the state that the read transaction on `db` sees into the empty `file`.
+pub(super) fn write(
+    file: &SnapshotFile,
+    db: &Connection,
+    meta: &Meta,
+    chunk_bytes: usize,
+) -> Result<(), StateError> {
+    let chunk_bytes = chunk_bytes.min(CHUNK_BYTES_MAX - RECORD_BYTES_MAX);
+    let mut head = MAGIC.to_vec();
+    head.extend_from_slice(&VERSION.to_le_bytes());
+    file.write_all_at(&head, 0)?;
+    let mut sink = Sink { file, chunk: Vec::new(), chunk_bytes, number: 0, offset: HEAD_BYTES };
+    sink.put(&Record::Start {
+        applied: meta.applied.map(saved),
+        membership: SavedMembership::from(&meta.membership),
+    })?;
+    each::<ItemRow, StateError>(db, |row| sink.put(&Record::Item(row)))?;
+    each::<OrderRow, StateError>(db, |row| sink.put(&Record::Order(row)))?;
+    each::<KeyRow, StateError>(db, |row| sink.put(&Record::Key(row)))?;
+    let Meta { items, orders, keys, state_hash, .. } = *meta;
+    sink.put(&Record::End { items, orders, keys, state_hash })?;
+    sink.flush()
+}
+
+struct Sink<'a> {
+    file: &'a SnapshotFile,
+    chunk: Vec<u8>,
+    chunk_bytes: usize,
+    number: u64,
+    offset: u64,
+}
+
+impl Sink<'_> {
+    fn put(&mut self, record: &Record) -> Result<(), StateError> {
+        let chunk = std::mem::take(&mut self.chunk);
+        self.chunk = postcard::to_extend(record, chunk).map_err(nonsense)?;
+        if self.chunk.len() >= self.chunk_bytes { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), StateError> {
+        if self.chunk.is_empty() {
+            return Ok(());
+        }
+        let mut head = (self.chunk.len() as u32).to_le_bytes().to_vec();
+        head.extend_from_slice(&xxh3_64_with_seed(&self.chunk, self.number).to_le_bytes());
+        self.file.write_all_at(&head, self.offset)?;
+        self.file.write_all_at(&self.chunk, self.offset + CHUNK_HEAD_BYTES)?;
+        self.offset += CHUNK_HEAD_BYTES + self.chunk.len() as u64;
+        self.number += 1;
+        self.chunk.clear();
+        Ok(())
+    }
+}
+
+/// Reads all of `file`, gives every row to `visit`, and checks the rows against the counts and
+/// the hash at the end. Gives where the state stands. What `visit` was given before an error must
+/// be thrown away.
+pub(super) fn scan(
+    file: &SnapshotFile,
+    mut visit: impl FnMut(&Record) -> Result<(), StateError>,
+) -> Result<Meta, StateError> {
+    let mut source = Source::open(file)?;
+    let mut meta = match source.next()? {
+        Record::Start { applied, membership } => Meta {
+            applied: applied.map(log_id),
+            membership: membership
+                .try_into()
+                .map_err(|_| file.corrupt("the membership makes no sense"))?,
+            ..Meta::default()
+        },
+        _ => return Err(file.corrupt("it does not begin with where it stands")),
+    };
+    loop {
+        let record = source.next()?;
+        let (counter, hash) = match &record {
+            Record::Item(row) => (&mut meta.items, row.hash()),
+            Record::Order(row) => (&mut meta.orders, row.hash()),
+            Record::Key(row) => (&mut meta.keys, row.hash()),
+            Record::Start { .. } => return Err(file.corrupt("it begins twice")),
+            Record::End { items, orders, keys, state_hash } => {
+                let wanted = (*items, *orders, *keys, *state_hash);
+                if (meta.items, meta.orders, meta.keys, meta.state_hash) != wanted {
+                    return Err(file.corrupt("the rows are not those that its end speaks of"));
+                }
+                source.finish()?;
+                // The text log starts anew with a note at this index.
+                meta.lines = LastLines { index: meta.index(), count: 0 };
+                return Ok(meta);
+            }
+        };
+        *counter += 1;
+        meta.state_hash = meta.state_hash.wrapping_add(hash);
+        visit(&record)?;
+    }
+}
+
+struct Source<'a> {
+    file: &'a SnapshotFile,
+    len: u64,
+    chunk: Vec<u8>,
+    /// Where in the chunk the next record begins.
+    position: usize,
+    number: u64,
+    offset: u64,
+}
+
+impl<'a> Source<'a> {
+    fn open(file: &'a SnapshotFile) -> Result<Source<'a>, StateError> {
+        let mut head = [0; HEAD_BYTES as usize];
+        file.read_exact_at(&mut head, 0)?;
+        let [magic @ .., a, b, c, d] = head;
+        if &magic != MAGIC {
+            return Err(file.corrupt("it is no snapshot"));
+        }
+        let found = u32::from_le_bytes([a, b, c, d]);
+        if found > VERSION {
+            let path = file.path().to_owned();
+            return Err(StateError::Newer { path, found, known: VERSION });
+        }
+        let len = file.len()?;
+        Ok(Source { file, len, chunk: Vec::new(), position: 0, number: 0, offset: HEAD_BYTES })
+    }
+
+    fn next(&mut self) -> Result<Record, StateError> {
+        if self.position == self.chunk.len() {
+            self.next_chunk()?;
+        }
+        let rest = &self.chunk[self.position..];
+        match postcard::take_from_bytes(rest) {
+            Ok((record, after)) => {
+                self.position = self.chunk.len() - after.len();
+                Ok(record)
+            }
+            Err(e) => Err(self.file.corrupt(format!("chunk {}: {e}", self.number))),
+        }
+    }
+
+    fn next_chunk(&mut self) -> Result<(), StateError> {
+        let mut head = [0; CHUNK_HEAD_BYTES as usize];
+        self.file.read_exact_at(&mut head, self.offset)?;
+        let [a, b, c, d, checksum @ ..] = head;
+        let length = u32::from_le_bytes([a, b, c, d]) as usize;
+        self.offset += CHUNK_HEAD_BYTES;
+        if !(1..=CHUNK_BYTES_MAX).contains(&length) || length as u64 > self.len - self.offset {
+            let detail = format!("chunk {} claims to have {length} bytes", self.number);
+            return Err(self.file.corrupt(detail));
+        }
+        self.chunk.resize(length, 0);
+        self.file.read_exact_at(&mut self.chunk, self.offset)?;
+        if xxh3_64_with_seed(&self.chunk, self.number) != u64::from_le_bytes(checksum) {
+            return Err(self.file.corrupt(format!("chunk {} has a wrong checksum", self.number)));
+        }
+        self.offset += length as u64;
+        self.number += 1;
+        self.position = 0;
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<(), StateError> {
+        if self.position < self.chunk.len() || self.offset < self.len {
+            return Err(self.file.corrupt("there is more after its end"));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pygmy_protocol::command::Command;
+
+    use super::{
+        super::{
+            StateConfig,
+            testing::{Replica, buy, item, set_stock},
+        },
+        *,
+    };
+
+    /// A replica with a bit of everything, whose snapshots have several chunks.
+    fn replica() -> Replica {
+        let config = StateConfig { snapshot_chunk_bytes: 64, ..StateConfig::default() };
+        let mut replica = Replica::with(config);
+        replica.one("add", Command::AddItems { items: vec![item(1, "a", 5), item(2, "b", 0)] });
+        replica.one("buy", buy(1, 2));
+        replica.one("set", set_stock(2, 7));
+        replica
+    }
+
+    fn bytes(file: &SnapshotFile) -> Vec<u8> {
+        let mut bytes = vec![0; file.len().unwrap() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_snapshot_holds_the_state_and_is_the_same_on_all_replicas() {
+        let (one, two) = (replica(), replica());
+        let (meta, file) = one.dump(&one.snapshots());
+        let found = scan(&file, |_| Ok(())).unwrap();
+        assert_eq!(found.snapshot_meta(), meta);
+        assert_eq!(found.state_hash, one.reader().status().state_hash);
+        assert_eq!((found.items, found.orders, found.keys), (2, 1, 3));
+        assert_eq!(bytes(&file), bytes(&two.dump(&two.snapshots()).1));
+    }
+
+    #[test]
+    fn no_damaged_byte_goes_unnoticed() {
+        let replica = replica();
+        let (_, file) = replica.dump(&replica.snapshots());
+        let whole = bytes(&file);
+        for offset in 0..whole.len() {
+            file.write_all_at(&[whole[offset] ^ 0x10], offset as u64).unwrap();
+            let error = file.verify().unwrap_err();
+            let newer = (8..12).contains(&offset);
+            let as_expected = match error {
+                StateError::Corrupt { .. } => !newer,
+                StateError::Newer { .. } => newer,
+                _ => false,
+            };
+            assert!(as_expected, "byte {offset}");
+            file.write_all_at(&whole[offset..=offset], offset as u64).unwrap();
+        }
+        file.verify().unwrap();
+    }
+
+    #[test]
+    fn a_snapshot_of_another_length_is_damaged() {
+        let replica = replica();
+        let (_, file) = replica.dump(&replica.snapshots());
+        let whole = bytes(&file);
+        for length in 0..whole.len() {
+            let cut = replica.snapshots().incoming().unwrap();
+            cut.write_all_at(&whole[..length], 0).unwrap();
+            assert!(matches!(cut.verify(), Err(StateError::Corrupt { .. })), "{length} bytes");
+        }
+        file.write_all_at(&[0], whole.len() as u64).unwrap();
+        assert!(matches!(file.verify(), Err(StateError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn an_empty_state_has_a_snapshot() {
+        let replica = Replica::new();
+        let (meta, file) = replica.dump(&replica.snapshots());
+        assert_eq!(file.verify().unwrap(), meta);
+    }
+}

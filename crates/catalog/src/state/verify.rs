@@ -1,0 +1,130 @@
+//! Does the state add up?
+
+use std::{collections::BTreeMap, path::Path};
+
+use pygmy_protocol::item::ItemNumber;
+use rusqlite::Connection;
+
+use super::{
+    StateError,
+    meta::Meta,
+    rows::{ItemRow, KeyRow, Made, OrderRow, TableRow, each, whole},
+};
+
+/// Checks everything that the read transaction on `db`, the database at `path`, sees.
+pub(super) fn verify(db: &Connection, path: &Path) -> Result<(), StateError> {
+    let meta = Meta::load(db)?;
+    let mut found = Found::default();
+    each::<ItemRow, StateError>(db, |row| found.item(&row))?;
+    each::<OrderRow, StateError>(db, |row| found.order(&row))?;
+    each::<KeyRow, StateError>(db, |row| found.key(&row))?;
+    found.topics(db)?;
+    match found.complaint(&meta) {
+        None => Ok(()),
+        Some(detail) => Err(StateError::Corrupt { path: path.to_owned(), detail }),
+    }
+}
+
+/// What the rows come to.
+#[derive(Default)]
+struct Found {
+    state_hash: u128,
+    items: u64,
+    orders: u64,
+    keys: u64,
+    keys_of_orders: u64,
+    /// Copies sold by the items' own account, less those in orders: all must be zero.
+    unaccounted: BTreeMap<ItemNumber, i128>,
+    topics: BTreeMap<String, u64>,
+    complaint: Option<String>,
+}
+
+impl Found {
+    fn item(&mut self, row: &ItemRow) -> Result<(), StateError> {
+        if !row.adds_up() {
+            self.complain(format!("the stock of item {} does not add up", row.item.item_number));
+        }
+        self.items += 1;
+        self.state_hash = self.state_hash.wrapping_add(row.hash());
+        self.unaccounted.insert(row.item.item_number, row.sold.into());
+        *self.topics.entry(row.item.topic.clone()).or_default() += 1;
+        Ok(())
+    }
+
+    fn order(&mut self, row: &OrderRow) -> Result<(), StateError> {
+        self.orders += 1;
+        if row.order.order_number.0 != self.orders {
+            self.complain(format!("order {} is missing", self.orders));
+        }
+        self.state_hash = self.state_hash.wrapping_add(row.hash());
+        *self.unaccounted.entry(row.order.item_number).or_default() -=
+            i128::from(row.order.quantity);
+        Ok(())
+    }
+
+    fn key(&mut self, row: &KeyRow) -> Result<(), StateError> {
+        self.keys += 1;
+        self.keys_of_orders += u64::from(matches!(row.made, Made::Order(_)));
+        self.state_hash = self.state_hash.wrapping_add(row.hash());
+        Ok(())
+    }
+
+    fn topics(&mut self, db: &Connection) -> Result<(), StateError> {
+        let mut statement = db.prepare_cached("SELECT topic, items FROM topics")?;
+        let counts = statement.query_map((), |row| Ok((row.get(0)?, whole(row, 1)?)))?;
+        let counts = counts.collect::<rusqlite::Result<BTreeMap<String, u64>>>()?;
+        if counts != self.topics {
+            self.complain("the topics are counted wrongly".to_owned());
+        }
+        Ok(())
+    }
+
+    fn complain(&mut self, complaint: String) {
+        self.complaint.get_or_insert(complaint);
+    }
+
+    fn complaint(mut self, meta: &Meta) -> Option<String> {
+        if let Some((item, _)) = self.unaccounted.iter().find(|(_, copies)| **copies != 0) {
+            self.complain(format!("the orders of item {item} are not what it sold"));
+        }
+        if (self.items, self.orders, self.keys) != (meta.items, meta.orders, meta.keys) {
+            self.complain("rows are missing or there are too many".to_owned());
+        }
+        if self.keys_of_orders != self.orders {
+            self.complain("orders and their keys do not match".to_owned());
+        }
+        if self.state_hash != meta.state_hash {
+            self.complain("the state hash is not that of the rows".to_owned());
+        }
+        self.complaint
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::testing::{Replica, buy},
+        *,
+    };
+
+    #[test]
+    fn whatever_is_changed_behind_our_back_is_found() {
+        for (change, complaint) in [
+            ("UPDATE items SET stock = stock + 1 WHERE item_number = 1", "the stock of item 1"),
+            ("UPDATE items SET title = 'x' WHERE item_number = 1", "the state hash"),
+            ("UPDATE items SET stock = 9, sold = 0, initial_stock = 9", "the orders of item 1"),
+            ("UPDATE orders SET key = 'other'", "the state hash"),
+            ("DELETE FROM orders", "the orders of item 1"),
+            ("DELETE FROM keys WHERE order_number = 1", "rows are missing"),
+            ("UPDATE topics SET items = 2", "the topics"),
+        ] {
+            let mut replica = Replica::stocked();
+            replica.one("k1", buy(1, 2));
+            let db = Connection::open(replica.dir.path().join("catalog.db")).unwrap();
+            assert!(db.execute(change, ()).unwrap() > 0);
+            let error = replica.reader().verify().unwrap_err();
+            let found = matches!(&error, StateError::Corrupt { detail, .. } if detail.starts_with(complaint));
+            assert!(found, "{change}: {error}");
+        }
+    }
+}
