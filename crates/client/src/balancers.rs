@@ -54,7 +54,8 @@ impl Balancers {
             if call.remaining(&self.env).is_zero() {
                 break;
             }
-            let result = balancer.upstream.send(call, self.attempt_limit).await;
+            let limit = call.attempt_limit(&self.env, self.attempt_limit);
+            let result = balancer.upstream.send(call, limit).await;
             balancer.note(&self.env, &result);
             if let Some(answer) = attempts.judge(call, result) {
                 return answer;

@@ -73,6 +73,12 @@ impl Call {
             || self.headers.contains_key(IDEMPOTENCY_KEY)
     }
 
+    /// How long one attempt may take: `most`, and four fifths of the time that is left, so that
+    /// the servers behind the next one give up before it does, and another can be tried.
+    pub fn attempt_limit(&self, env: &Env, most: std::time::Duration) -> std::time::Duration {
+        most.min(self.remaining(env) * 4 / 5)
+    }
+
     /// Time left until the caller gives up.
     pub fn remaining(&self, env: &Env) -> std::time::Duration {
         self.context.remaining(env)

@@ -1,13 +1,17 @@
 //! Calling Pygmy's servers.
 //!
 //! A [`Call`] is one request, with its context; an [`Upstream`] is where it can go: a server at a
-//! base URL, through a [pool](pool) of connections, or a router in this very process. Both give
+//! base URL, through a [pool] of connections, or a router in this very process. Both give
 //! an [`Answer`], or a [`Failure`] that says whether the request may have had an effect. That
 //! difference is what [`Attempts`] keeps through retries on other servers: it decides between
 //! "certainly not done" (503) and "may have been done" (504).
 //!
 //! Servers make themselves known to the balancers through [`register`], and open streams of
 //! their own through [`upgrade`].
+//!
+//! Customers use the store through a [`store::Store`], its operator through an
+//! [`operator::Operator`]; the client process of the reference design ([`process`]) and its test
+//! cases ([`cases`]) are made of these two.
 
 mod attempts;
 mod balancers;
@@ -18,6 +22,12 @@ mod upstream;
 
 pub mod register;
 pub mod upgrade;
+
+pub mod operator;
+pub mod store;
+
+pub mod cases;
+pub mod process;
 
 pub use attempts::{Attempts, call_any};
 pub use balancers::Balancers;

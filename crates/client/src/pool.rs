@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderName, Request, Response, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
@@ -27,6 +27,19 @@ const MAX_ANSWER_BYTES: usize = 16 * 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A request that came back unsent is tried on this many more connections; the last is fresh.
 const UNSENT_RETRIES: usize = 3;
+
+/// What of an answer's headers belongs to the connection it came on (RFC 9110, 7.6.1), or is set
+/// anew where the answer is passed on. Everything else stays, also what later versions may add.
+const OF_THE_CONNECTION: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::CONTENT_LENGTH,
+    header::DATE,
+];
 
 type Sender = http1::SendRequest<Full<Bytes>>;
 
@@ -67,7 +80,10 @@ impl Pool {
     }
 
     async fn read(&self, response: Response<Incoming>, sender: Sender) -> Result<Answer, Failure> {
-        let (parts, body) = response.into_parts();
+        let (mut parts, body) = response.into_parts();
+        for name in OF_THE_CONNECTION {
+            parts.headers.remove(name);
+        }
         let body = Limited::new(body, MAX_ANSWER_BYTES).collect().await;
         let body = body.map_err(|e| Failure::Unanswered(e.to_string()))?.to_bytes();
         self.lock_idle().push(sender);

@@ -7,7 +7,7 @@ use axum::{Router, body::Body};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Uri, header};
 use http_body_util::{BodyExt, Full};
-use pygmy_protocol::Env;
+use pygmy_protocol::{Env, RequestContext};
 use tower::ServiceExt;
 
 use crate::{
@@ -67,7 +67,7 @@ impl Upstream {
     }
 
     /// Sends `call` and waits for the whole answer: until the call's deadline, and for `limit` at
-    /// most.
+    /// most. The server is told how long it has.
     ///
     /// # Errors
     /// See [`Failure`].
@@ -76,10 +76,14 @@ impl Upstream {
         if limit.is_zero() {
             return Err(Failure::NotSent("the deadline has passed".to_owned()));
         }
+        let deadline = self.env.now() + limit;
+        let context = RequestContext { deadline, ..call.context.clone() };
         let sent = match &self.target {
-            Target::Local(router) => self.env.timeout(limit, send_local(router, call)).await,
+            Target::Local(router) => {
+                self.env.timeout(limit, send_local(router, call, context)).await
+            }
             Target::Remote(remote) => {
-                let request = self.request(call, &remote.host, &remote.prefix)?;
+                let request = self.request(call, &context, remote)?;
                 self.env.timeout(limit, remote.pool.send(request)).await
             }
         };
@@ -91,25 +95,29 @@ impl Upstream {
     fn request(
         &self,
         call: &Call,
-        host: &HeaderValue,
-        prefix: &str,
+        context: &RequestContext,
+        remote: &Remote,
     ) -> Result<Request<Full<Bytes>>, Failure> {
         let bad =
             |e: http::Error| Failure::NotSent(format!("no valid target {:?}: {e}", call.target));
-        let target = format!("{prefix}{}", call.target);
+        let target = format!("{}{}", remote.prefix, call.target);
         let mut request = Request::builder()
             .method(call.method.clone())
             .uri(target)
             .body(Full::new(call.body.clone()))
             .map_err(bad)?;
         *request.headers_mut() = call.headers.clone();
-        call.context.write(&self.env, request.headers_mut());
-        request.headers_mut().insert(header::HOST, host.clone());
+        context.write(&self.env, request.headers_mut());
+        request.headers_mut().insert(header::HOST, remote.host.clone());
         Ok(request)
     }
 }
 
-async fn send_local(router: &LocalRouter, call: &Call) -> Result<Answer, Failure> {
+async fn send_local(
+    router: &LocalRouter,
+    call: &Call,
+    context: RequestContext,
+) -> Result<Answer, Failure> {
     let Some(router) = router.get() else {
         return Err(Failure::NotSent("the server is still starting".to_owned()));
     };
@@ -118,7 +126,7 @@ async fn send_local(router: &LocalRouter, call: &Call) -> Result<Answer, Failure
         .body(Body::from(call.body.clone()))
         .map_err(|e| Failure::NotSent(format!("no valid target {:?}: {e}", call.target)))?;
     *request.headers_mut() = call.headers.clone();
-    request.extensions_mut().insert(call.context.clone());
+    request.extensions_mut().insert(context);
     let Ok(response) = router.clone().oneshot(request).await;
     let (parts, body) = response.into_parts();
     let body = body.collect().await.map_err(|e| Failure::Unanswered(e.to_string()))?.to_bytes();

@@ -139,11 +139,9 @@ pub struct Servers {
 pub struct CatalogStatus {
     /// Its name.
     pub name: String,
-    /// Its Raft id; 0 before the cluster is made.
+    /// Its Raft id: the identity of its data directory, below 2^53.
     pub id: u64,
-    /// Identity of its data directory.
-    pub disk_id: String,
-    /// `leader`, `follower`, `candidate`, `learner`, or `blank` before the cluster is made.
+    /// `leader`, `follower`, or `blank` before the replica belongs to a cluster.
     pub role: String,
     /// Raft term.
     pub term: u64,

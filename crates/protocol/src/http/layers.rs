@@ -1,6 +1,9 @@
 //! What every server does around its routes.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use axum::{
     Router,
@@ -19,11 +22,17 @@ use crate::{
 };
 
 /// Whether a server wants traffic, and why not. Shared between the server's parts and its
-/// `/readyz`.
+/// `/readyz`. A part says when it changes, or is asked whenever somebody wants to know.
 #[derive(Clone, Default)]
-pub struct Readiness(Arc<RwLock<Reasons>>);
+pub struct Readiness(Arc<RwLock<Parts>>);
 
-type Reasons = std::collections::BTreeMap<&'static str, String>;
+#[derive(Default)]
+struct Parts {
+    reasons: BTreeMap<&'static str, String>,
+    checks: Vec<(&'static str, Check)>,
+}
+
+type Check = Box<dyn Fn() -> Option<String> + Send + Sync>;
 
 impl Readiness {
     /// Ready until a part says otherwise.
@@ -33,24 +42,36 @@ impl Readiness {
 
     /// `part` is not ready, because of `reason`.
     pub fn not_ready(&self, part: &'static str, reason: impl Into<String>) {
-        let mut reasons = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        reasons.insert(part, reason.into());
+        let mut parts = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        parts.reasons.insert(part, reason.into());
     }
 
     /// `part` is ready.
     pub fn ready(&self, part: &'static str) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(part);
+        self.0.write().unwrap_or_else(PoisonError::into_inner).reasons.remove(part);
+    }
+
+    /// From now on `part` is ready whenever `check` gives no reason why not. It must be quick.
+    pub fn check(
+        &self,
+        part: &'static str,
+        check: impl Fn() -> Option<String> + Send + Sync + 'static,
+    ) {
+        let mut parts = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        parts.checks.push((part, Box::new(check)));
     }
 
     /// Whether every part is ready.
     pub fn is_ready(&self) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.reasons().is_empty()
     }
 
     /// What is missing, by part.
-    pub fn reasons(&self) -> Vec<(String, String)> {
-        let reasons = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        reasons.iter().map(|(part, reason)| ((*part).to_owned(), reason.clone())).collect()
+    pub fn reasons(&self) -> BTreeMap<&'static str, String> {
+        let parts = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let mut reasons = parts.reasons.clone();
+        reasons.extend(parts.checks.iter().filter_map(|(part, check)| Some((*part, check()?))));
+        reasons
     }
 }
 
@@ -82,7 +103,6 @@ async fn livez() -> &'static str {
 async fn readyz(State(probes): State<Probes>) -> Response {
     let reasons = probes.readiness.reasons();
     let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let reasons: std::collections::BTreeMap<_, _> = reasons.into_iter().collect();
     let ready = status == StatusCode::OK;
     Json(status, serde_json::json!({ "name": probes.name, "ready": ready, "reasons": reasons }))
         .into_response()

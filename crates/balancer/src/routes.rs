@@ -1,0 +1,123 @@
+//! The tier's routes: its own, and which of the others go where.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, Request, State, rejection::PathRejection},
+    response::{IntoResponse, Response},
+    routing::{any, delete, get, post},
+};
+use http::{HeaderMap, StatusCode};
+use pygmy_client::ServerConfig;
+use pygmy_protocol::{
+    Code, Env, Problem, RequestContext,
+    http::{Json, Readiness, json_body, read_body},
+    registration::{Health, Registration, Role, ServerStatus, Servers},
+};
+
+use crate::{forward::Forwarder, registry::Registry};
+
+/// First segments of forwarded paths. The `update_replica` routes of the reference design go
+/// along: the catalog says what has replaced them.
+const FORWARDED: [(&str, Role); 11] = [
+    ("query", Role::Catalog),
+    ("topics", Role::Catalog),
+    ("updateStock", Role::Catalog),
+    ("reduceStock", Role::Catalog),
+    ("updateCost", Role::Catalog),
+    ("purchases", Role::Catalog),
+    ("update_replica", Role::Catalog),
+    ("update_replica_stock", Role::Catalog),
+    ("update_replica_cost", Role::Catalog),
+    ("buy", Role::Order),
+    ("orders", Role::Order),
+];
+
+pub(crate) struct Routes {
+    pub(crate) env: Env,
+    pub(crate) server: ServerConfig,
+    pub(crate) readiness: Readiness,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) forwarder: Forwarder,
+}
+
+impl Routes {
+    pub(crate) fn into_router(self) -> Router {
+        let mut router = Router::new()
+            .route("/register", post(register))
+            .route("/register/{name}", delete(leave))
+            .route("/servers", get(servers));
+        for (segment, role) in FORWARDED {
+            let forward = move |State(routes): State<Arc<Routes>>,
+                                context: RequestContext,
+                                request: Request| async move {
+                routes.forwarder.forward(role, context, request).await
+            };
+            for path in [format!("/{segment}"), format!("/{segment}/{{*rest}}")] {
+                router = router.route(&path, any(forward));
+            }
+        }
+        router.with_state(Arc::new(self))
+    }
+
+    async fn registration(
+        &self,
+        context: &RequestContext,
+        headers: &HeaderMap,
+        body: Body,
+    ) -> Result<Registration, Problem> {
+        let body = read_body(&self.env, context, &self.server.limits, body).await?;
+        json_body(headers, &body)?;
+        serde_json::from_slice(&body)
+            .map_err(|e| Problem::new(Code::BadBody, format!("the body is not as expected: {e}")))
+    }
+
+    fn own_status(&self) -> ServerStatus {
+        let reason = self.readiness.reasons().into_iter().next().map(|(_, reason)| reason);
+        ServerStatus {
+            name: self.server.name.clone(),
+            role: Role::Balancer,
+            url: self.server.url.clone(),
+            health: if reason.is_none() { Health::Ready } else { Health::Unready },
+            reason,
+            in_flight: self.forwarder.load().in_flight(),
+            served: self.forwarder.load().served(),
+            leader: false,
+            respawns: 0,
+        }
+    }
+}
+
+async fn register(
+    State(routes): State<Arc<Routes>>,
+    context: RequestContext,
+    headers: HeaderMap,
+    body: Body,
+) -> Response {
+    let registration = routes.registration(&context, &headers, body).await;
+    match registration.and_then(|registration| routes.registry.register(&registration)) {
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// 204 also for a name that is not there: who leaves twice has left. A name that is no UTF-8 is
+/// certainly not there.
+async fn leave(
+    State(routes): State<Arc<Routes>>,
+    name: Result<Path<String>, PathRejection>,
+) -> StatusCode {
+    if let Ok(Path(name)) = name {
+        routes.registry.leave(&name);
+    }
+    StatusCode::NO_CONTENT
+}
+
+async fn servers(State(routes): State<Arc<Routes>>) -> Response {
+    let mut servers = routes.registry.statuses();
+    servers.push(routes.own_status());
+    servers.sort_by(|a, b| (a.role, &a.name).cmp(&(b.role, &b.name)));
+    Json(StatusCode::OK, Servers { balancer: routes.server.name.clone(), servers }).into_response()
+}
