@@ -295,11 +295,29 @@ async fn internal_routes_want_the_secret_and_probes_do_not() {
         call.headers.remove(header::AUTHORIZATION);
         assert_eq!(balancer.send(&call).await.problem().code, Code::SecretRequired, "{target}");
     }
-    for target in ["/livez", "/readyz"] {
+    // Not ready, because it knows no server; but it says so to everybody.
+    for (target, status) in
+        [("/livez", StatusCode::OK), ("/readyz", StatusCode::SERVICE_UNAVAILABLE)]
+    {
         let mut call = balancer.call(Method::GET, target);
         call.headers.remove(header::AUTHORIZATION);
-        assert_eq!(balancer.send(&call).await.status, StatusCode::OK, "{target}");
+        assert_eq!(balancer.send(&call).await.status, status, "{target}");
     }
+}
+
+#[tokio::test]
+async fn a_balancer_is_ready_when_it_has_servers_of_both_kinds() {
+    let balancer = Balancer::start(without_probes()).await;
+    let order = registration("order-1", Role::Order, "http://127.0.0.1:1");
+    balancer.register(&order).await;
+    let answer = balancer.get("/readyz").await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    let body: serde_json::Value = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(body["reasons"], serde_json::json!({ "catalog": "no catalog server is ready" }));
+    balancer.register(&registration("catalog-1", Role::Catalog, "http://127.0.0.1:2")).await;
+    assert_eq!(balancer.get("/readyz").await.status, StatusCode::OK);
+    balancer.register(&Registration { ready: false, ..order }).await;
+    assert_eq!(balancer.get("/readyz").await.status, StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test]
@@ -317,7 +335,8 @@ async fn servers_lists_everybody_by_role_and_name() {
     let names: Vec<_> = servers.iter().map(|server| server.name.as_str()).collect();
     assert_eq!(names, ["frontend-1", "balancer-1", "order-1", "catalog-1"]);
     assert_eq!(servers[1].url, balancer.upstream.url());
-    assert_eq!((servers[1].health, servers[1].served), (Health::Ready, 2));
+    assert_eq!((servers[1].health, servers[1].served), (Health::Unready, 2));
+    assert_eq!(servers[1].reason.as_deref(), Some("no order server is ready"));
     assert_eq!((servers[2].health, servers[2].served), (Health::Starting, 0));
     assert_eq!(servers[2].reason.as_deref(), Some("it registered as not ready"));
     assert_eq!((servers[3].health, servers[3].served), (Health::Ready, 2));

@@ -1,7 +1,7 @@
 //! Calling Pygmy's servers.
 //!
 //! A [`Call`] is one request, with its context; an [`Upstream`] is where it can go: a server at a
-//! base URL, through a [pool] of connections, or a router in this very process. Both give
+//! base URL, through a pool of connections, or a router in this very process. Both give
 //! an [`Answer`], or a [`Failure`] that says whether the request may have had an effect. That
 //! difference is what [`Attempts`] keeps through retries on other servers: it decides between
 //! "certainly not done" (503) and "may have been done" (504).

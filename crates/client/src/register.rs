@@ -15,6 +15,8 @@ use crate::{Answer, Call, Failure, Upstream};
 
 /// Longest wait for a balancer's answer to a heartbeat.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Wait after a heartbeat that failed: a balancer that comes back has its table soon.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Registers with every balancer, repeats it as the heartbeat and at once when the registration
 /// changes, and takes the server out when `shutdown` says stop. Completes after that.
@@ -55,8 +57,9 @@ impl Heartbeat {
         let mut known = None;
         loop {
             let current = self.registration.borrow_and_update().clone();
-            let interval = Duration::from_millis(current.heartbeat_ms);
             let ok = self.register(&current).await;
+            let interval = Duration::from_millis(current.heartbeat_ms);
+            let interval = if ok { interval } else { interval.min(RETRY_PAUSE) };
             if known != Some(ok) {
                 known = Some(ok);
                 self.tell(ok);

@@ -1,1 +1,179 @@
-//! frontend
+//! The front end: the public HTTP API over a cache that the catalog keeps fresh.
+//!
+//! **The life of a lookup.** `GET /lookup/7` comes to `routes`, which makes a `flight::Query`
+//! of it and asks `read`. That looks in the `cache`, which answers only while a session with
+//! the catalog's leader is open and its last word is younger than the lease. A hit is a JSON
+//! document ready to send. A miss boards a `flight`: the first one who misses item 7 sends one
+//! query through a balancer to a catalog server, the others wait for it. The answer comes with
+//! the log index of the state that was read; the cache keeps it unless an invalidation has
+//! overtaken it. A search is the same with a page of item numbers, to which the items' own
+//! entries are put; a sale drops one item, never a page.
+//!
+//! **The life of a buy.** `POST /buy/7` comes to `routes`, is checked there and gets an
+//! Idempotency-Key if it has none, so that every hop may retry it. A balancer takes it to an
+//! order server, and the answer goes back unparsed. Before anyone hears of the sale, its
+//! invalidation has come down the stream that `follow` holds open with the catalog's leader,
+//! item 7 is gone from the cache, and that has been acknowledged.
+//!
+//! **What this does not give yet.** A front end takes the last message of the leader as its
+//! lease, by the time when it arrived, not when it was sent. A message that was long on its way
+//! (a network that delays, a process stopped for a while) can so vouch for a cache that the
+//! leader has stopped to wait for. See [`Consistency`].
+
+mod routes;
+
+mod read;
+
+mod cache;
+mod entry;
+
+mod flight;
+
+mod follow;
+
+mod counters;
+
+use std::{sync::Arc, time::Duration};
+
+use pygmy_client::{Balancers, ServerConfig};
+use pygmy_protocol::{
+    Env,
+    env::Listener,
+    http::{Fatal, Readiness, Shutdown, Tier, wrap},
+    registration::Role,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cache::Cache, counters::Counters, flight::Flights, follow::Follower, read::Reader, routes::App,
+};
+
+/// What a front end is started with.
+#[derive(Clone)]
+pub struct Config {
+    /// What every server has.
+    pub server: ServerConfig,
+    /// The base URLs of the catalog servers, one of which leads. At least one.
+    pub catalogs: Vec<String>,
+    /// The front end's own section of the configuration file.
+    pub settings: Settings,
+}
+
+/// `[frontend]` in the configuration file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Most memory of the cache in bytes, 1 MiB to 1 TiB.
+    pub cache_bytes: u64,
+    /// How long the cache is served after the last message of the catalog's leader, in
+    /// milliseconds, 50 to 60,000. The same for the whole cluster: the leader sends one at least
+    /// every third of it.
+    pub lease_ms: u64,
+    /// Most queries to the catalog at a time, 1 to 1,000,000; over it: 503.
+    pub flights_max: usize,
+    /// What a read from the cache promises.
+    pub consistency: Consistency,
+}
+
+/// What a read from the cache promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Consistency {
+    /// An acknowledged change has been dropped from the cache of every front end that the leader
+    /// can reach, and an answer that a change has overtaken is never cached. It gives up this: a
+    /// front end that the leader could not reach, and therefore no longer waits for, may serve
+    /// what it has for up to `lease_ms` after the last message it got, however late that arrived.
+    Eventual,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            cache_bytes: 256 << 20,
+            lease_ms: 500,
+            flights_max: 10_000,
+            consistency: Consistency::Eventual,
+        }
+    }
+}
+
+impl Settings {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// A sentence that names the setting.
+    pub fn check(&self) -> Result<(), String> {
+        if !(1 << 20..=1 << 40).contains(&self.cache_bytes) {
+            return Err("cache_bytes is from 1048576 (1 MiB) to 1099511627776 (1 TiB)".to_owned());
+        }
+        if !(50..=60_000).contains(&self.lease_ms) {
+            return Err("lease_ms is from 50 to 60000".to_owned());
+        }
+        if !(1..=1_000_000).contains(&self.flights_max) {
+            return Err("flights_max is from 1 to 1000000".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// Starts a front end: its routes, its place in the balancers' tables, and its stream from the
+/// catalog's leader. It is ready at once, because reads go to the catalog while there is no
+/// session.
+///
+/// # Errors
+/// A setting out of range, or no balancer or catalog server to talk to.
+pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fatal> {
+    let Config { server, catalogs, settings } = config;
+    settings.check().map_err(Fatal)?;
+    if server.balancers.is_empty() || catalogs.is_empty() {
+        let what = "a front end needs at least one balancer and one catalog server";
+        return Err(Fatal(what.to_owned()));
+    }
+    let balancers = Arc::new(Balancers::new(env, server.balancers.clone(), server.attempt_timeout));
+    let counters = Arc::new(Counters::default());
+    let reader = Arc::new(Reader {
+        env: env.clone(),
+        cache: Cache::new(env, settings.cache_bytes, &counters),
+        flights: Arc::new(Flights::new(settings.flights_max)),
+        balancers: Arc::clone(&balancers),
+        secret: server.secret.clone(),
+        limits: server.limits.clone(),
+        counters,
+    });
+    let follower = Follower {
+        env: env.clone(),
+        reader: Arc::clone(&reader),
+        catalogs,
+        secret: server.secret.clone(),
+        name: server.name.clone(),
+        nonce: u128::from(env.random.u64()) << 64 | u128::from(env.random.u64()),
+        lease: Duration::from_millis(settings.lease_ms),
+        term: 0,
+    };
+    let readiness = Readiness::new();
+    let registered = server.register(env, Role::Frontend, &readiness, shutdown.clone());
+    let app = App {
+        env: env.clone(),
+        limits: server.limits.clone(),
+        secret: server.secret.clone(),
+        reader,
+        balancers,
+    };
+    let router = wrap(routes::router(app), env, &server.limits, &server.probes(&readiness));
+    Ok(Tier { router, tasks: vec![registered.task, env.spawn(follower.run(shutdown))] })
+}
+
+/// Runs a front end on `listener` until `shutdown`.
+///
+/// # Errors
+/// As [`start`].
+pub async fn run(
+    config: Config,
+    env: Env,
+    listener: Box<dyn Listener>,
+    shutdown: Shutdown,
+) -> Result<(), Fatal> {
+    let limits = config.server.limits.clone();
+    let tier = start(config, &env, shutdown.clone())?;
+    tier.run(&env, listener, &limits, shutdown).await
+}

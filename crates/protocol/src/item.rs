@@ -80,9 +80,9 @@ pub fn parse_value(text: &str) -> Result<u64, Problem> {
     })
 }
 
-/// An item of the catalog.
+/// An item of the catalog. Fields that a newer server adds are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Item {
     /// Its number.
     pub item_number: ItemNumber,

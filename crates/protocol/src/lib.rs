@@ -9,7 +9,7 @@
 //! Around that: how servers make themselves known ([`registration`]), how two servers talk over
 //! a connection of their own ([`frame`]), how the leader keeps caches fresh ([`invalidation`]),
 //! and the environment that every server takes its clock, randomness, network, files and threads
-//! from ([`env`]), so that the simulator runs the very same code.
+//! from ([`mod@env`]), so that the simulator runs the very same code.
 
 pub mod env;
 pub mod http;

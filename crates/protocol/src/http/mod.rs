@@ -1,6 +1,6 @@
 //! Serving HTTP: the listener loop, and what every server does around its routes.
 //!
-//! [`serve`] takes connections until it is told to stop and then drains them. [`wrap`] puts the
+//! [`serve()`] takes connections until it is told to stop and then drains them. [`wrap`] puts the
 //! common layers around a tier's routes: header limits, request id and deadline, the log line,
 //! `Cache-Control`, and problems for unknown routes and methods. [`internal`] lets only callers
 //! with the cluster's secret through.

@@ -1,0 +1,234 @@
+//! Following the invalidation stream of the catalog's leader.
+//!
+//! Any catalog server is asked; one that does not lead names the leader. There the front end says
+//! hello, and the leader opens a session. From then on everything that changes comes down the
+//! stream in log order; it is dropped from the cache and acknowledged, and the leader lets nobody
+//! know of a change before all front ends have acknowledged it, or have been silent for so long
+//! that they serve nothing from their caches.
+//!
+//! When the stream breaks, or has been silent for the lease, the session is over: the cache is
+//! emptied first and a new session opened then. Meanwhile reads go to the catalog.
+
+use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
+
+use futures_util::FutureExt;
+use http::HeaderMap;
+use pygmy_client::upgrade::{UpgradeError, upgrade};
+use pygmy_protocol::{
+    Env,
+    env::{Instant, TimedOut},
+    frame,
+    http::{Fatal, Secret, Shutdown},
+    invalidation::{FromCatalog, LEADER_URL, PATH, PROTOCOL, ToCatalog},
+};
+use tokio::io::{AsyncWrite, BufReader};
+
+use crate::read::Reader;
+
+/// Longest wait for a catalog server to take the connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest wait for the session: the leader may first have to write the front end into the log.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+/// Wait before the next server is tried; doubled with each failure.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// The wait does not grow beyond this: an election takes about as long.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// Most messages that one acknowledgement waits for. Whatever is there already is applied first,
+/// but a stream that never pauses must not keep the writers waiting.
+const BATCH_MAX: usize = 256;
+
+/// One front end's side of the stream.
+pub(crate) struct Follower {
+    pub(crate) env: Env,
+    pub(crate) reader: Arc<Reader>,
+    /// Base URLs of the catalog servers; at least one.
+    pub(crate) catalogs: Vec<String>,
+    pub(crate) secret: Secret,
+    /// Its name in the configuration.
+    pub(crate) name: String,
+    /// Random, new with every start of the process.
+    pub(crate) nonce: u128,
+    /// How long the cache may be served after the last message.
+    pub(crate) lease: Duration,
+    /// The highest term seen; never back to a lower one.
+    pub(crate) term: u64,
+}
+
+/// Why a stream ended, or never began.
+#[derive(Debug, thiserror::Error)]
+enum Broken {
+    #[error("no stream: {0}")]
+    Refused(#[from] UpgradeError),
+    #[error("the stream broke: {0}")]
+    Io(#[from] io::Error),
+    #[error("the catalog server closed the stream")]
+    Closed,
+    #[error("nothing came for the time of the lease (lease_ms)")]
+    Silent,
+    #[error("the catalog server opened no session")]
+    NoSession,
+    #[error("the catalog server opened a second session on one stream")]
+    SecondSession,
+    #[error("the catalog server leads term {offered}, but term {seen} was seen")]
+    OldTerm { offered: u64, seen: u64 },
+    #[error("log index {index} came after {last}")]
+    Backwards { index: u64, last: u64 },
+}
+
+/// An open session.
+struct Session {
+    /// The highest log index that is applied here.
+    last: u64,
+    /// Whether the leader does not know that yet.
+    unacknowledged: bool,
+    /// When the last message came.
+    heard: Instant,
+}
+
+impl Follower {
+    /// Follows the leader, whoever it is, until `shutdown`.
+    pub(crate) async fn run(mut self, mut shutdown: Shutdown) -> Result<(), Fatal> {
+        let reader = Arc::clone(&self.reader);
+        tokio::select! {
+            biased;
+            () = shutdown.stopped() => {}
+            never = self.follow_leaders() => match never {},
+        }
+        // Nobody acknowledges for the cache any more. What is in flight is read from the catalog.
+        reader.cache.close();
+        Ok(())
+    }
+
+    async fn follow_leaders(&mut self) -> Infallible {
+        let mut backoff = BACKOFF_MIN;
+        let mut turn = 0;
+        loop {
+            let url = self.catalogs[turn % self.catalogs.len()].clone();
+            turn += 1;
+            let mut ended = self.follow(&url).await;
+            // At once to the leader, but no further: two may each take the other for it.
+            if let Some(leader) = ended.leader() {
+                ended = self.follow(&leader).await;
+            }
+            if ended.had_session {
+                backoff = BACKOFF_MIN;
+            }
+            self.env.sleep(backoff).await;
+            backoff = BACKOFF_MAX.min(backoff * 2);
+        }
+    }
+
+    /// Follows the server at `url` to the end of the session.
+    async fn follow(&mut self, url: &str) -> Ended {
+        let mut had_session = false;
+        let Err(broken) = self.stream(url, &mut had_session).await;
+        self.reader.cache.close();
+        if had_session {
+            tracing::warn!(catalog = url, %broken, "the cache is empty until a new session opens");
+        } else {
+            tracing::debug!(catalog = url, %broken, "no session with this catalog server");
+        }
+        Ended { broken, had_session }
+    }
+
+    async fn stream(&mut self, url: &str, opened: &mut bool) -> Result<Infallible, Broken> {
+        let (env, headers) = (self.env.clone(), HeaderMap::new());
+        let upgraded = upgrade(&env, url, PATH, PROTOCOL, headers, &self.secret, CONNECT_TIMEOUT);
+        let (reading, mut writer) = tokio::io::split(upgraded.await?);
+        let mut reading = BufReader::new(reading);
+        let hello = ToCatalog::Hello { name: self.name.clone(), nonce: self.nonce };
+        self.send(&mut writer, &hello).await?;
+        let first = env.timeout(START_TIMEOUT, frame::read(&mut reading)).await;
+        let first = first.map_err(|TimedOut| Broken::NoSession)??.ok_or(Broken::Closed)?;
+        let mut session = self.open(url, &first)?;
+        *opened = true;
+        let mut batched = 0;
+        loop {
+            let mut next = pin!(frame::read::<FromCatalog>(&mut reading));
+            // What is there already is applied before anything is acknowledged.
+            let ready = if batched < BATCH_MAX { next.as_mut().now_or_never() } else { None };
+            let message = match ready {
+                Some(message) => message,
+                None => {
+                    // Only who has caught up may serve on: a process that was stopped for a
+                    // while has old messages to work through, and vouches for nothing until then.
+                    if batched < BATCH_MAX {
+                        self.reader.cache.renew(session.heard + self.lease);
+                    }
+                    self.acknowledge(&mut session, &mut writer).await?;
+                    batched = 0;
+                    env.timeout(self.lease, next).await.map_err(|TimedOut| Broken::Silent)?
+                }
+            };
+            self.apply(&mut session, message?.ok_or(Broken::Closed)?)?;
+            batched += 1;
+        }
+    }
+
+    /// Takes the session that `first` offers. Its base is yet to be acknowledged.
+    fn open(&mut self, url: &str, first: &FromCatalog) -> Result<Session, Broken> {
+        let FromCatalog::Start { term, base } = *first else { return Err(Broken::NoSession) };
+        if term < self.term {
+            return Err(Broken::OldTerm { offered: term, seen: self.term });
+        }
+        self.term = term;
+        self.reader.cache.open(base);
+        tracing::info!(catalog = url, term, base, "the cache follows the catalog's leader");
+        Ok(Session { last: base, unacknowledged: true, heard: self.env.now() })
+    }
+
+    fn apply(&self, session: &mut Session, message: FromCatalog) -> Result<(), Broken> {
+        session.heard = self.env.now();
+        match message {
+            FromCatalog::Alive => Ok(()),
+            FromCatalog::Start { .. } => Err(Broken::SecondSession),
+            // An equal index is an error as well: it would have been acknowledged already.
+            FromCatalog::Invalidate { index, .. } if index <= session.last => {
+                Err(Broken::Backwards { index, last: session.last })
+            }
+            FromCatalog::Invalidate { index, keys } => {
+                self.reader.erase(index, &keys);
+                session.last = index;
+                session.unacknowledged = true;
+                Ok(())
+            }
+        }
+    }
+
+    async fn acknowledge(
+        &self,
+        session: &mut Session,
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), Broken> {
+        if session.unacknowledged {
+            self.send(writer, &ToCatalog::Acknowledge { index: session.last }).await?;
+            session.unacknowledged = false;
+        }
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        writer: &mut (impl AsyncWrite + Unpin),
+        message: &ToCatalog,
+    ) -> Result<(), Broken> {
+        let sent = self.env.timeout(self.lease, frame::write(writer, message)).await;
+        Ok(sent.map_err(|TimedOut| Broken::Silent)??)
+    }
+}
+
+/// How following one server ended.
+struct Ended {
+    broken: Broken,
+    had_session: bool,
+}
+
+impl Ended {
+    /// Where to go instead, if the server said so.
+    fn leader(&self) -> Option<String> {
+        let Broken::Refused(UpgradeError::Refused { headers, .. }) = &self.broken else {
+            return None;
+        };
+        Some(headers.get(LEADER_URL)?.to_str().ok()?.to_owned())
+    }
+}

@@ -1,0 +1,423 @@
+//! The arguments.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pygmy_protocol::{
+    IdempotencyKey, Problem,
+    item::{ItemNumber, MAX_NUMBER, PageRequest},
+    order::{MAX_QUANTITY, OrderNumber},
+    registration::Role,
+};
+
+/// Where `pygmy demo` keeps a store unless told otherwise.
+pub(crate) const DEMO_DIR: &str = "pygmy-data";
+/// The configuration that operators' commands use unless told otherwise: the demo's.
+const DEMO_CONFIG: &str = "pygmy-data/pygmy.toml";
+
+/// Most threads of one server: beyond any machine that it was tried on.
+const MAX_THREADS: u64 = 1024;
+/// The highest port that leaves room for the others of a layout.
+const MAX_BASE_PORT: i64 = 65_500;
+
+/// A bookstore server that keeps selling while machines fail.
+#[derive(Debug, Parser)]
+#[command(
+    name = "pygmy",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  pygmy demo                          the whole store on this machine
+  pygmy search 'Distributed Systems'  what there is in a topic
+  pygmy buy 2 --expected-cost 150000  a copy of item 2, at 1500.00 or not at all
+  pygmy admin status                  how the servers are
+
+Exit codes:
+  0  done
+  1  refused, or failed
+  2  wrong usage
+  3  the store cannot be reached or does not know: ask again, and for a buy with
+     the same --key"
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Each is described where its arguments are.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Demo(DemoArgs),
+    Serve(ServeArgs),
+    Topics(TopicsArgs),
+    Search(SearchArgs),
+    Lookup(LookupArgs),
+    Buy(BuyArgs),
+    Order(OrderArgs),
+    Client(ClientArgs),
+    Admin(AdminArgs),
+    /// Check or show a configuration file
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+}
+
+/// Run the whole store on this machine, every server its own process
+///
+/// Ctrl-C stops everything. DIR holds the configuration (pygmy.toml), the cluster's secret, and for
+/// each server its data and its log. A DIR that has a configuration already is started as it says.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pygmy demo --client                  and run the client process and the tests
+  pygmy demo --layout nodes            three machines in small, node-1 to node-3
+  pygmy demo --dir b --base-port 9080  a second store beside the first")]
+pub(crate) struct DemoArgs {
+    /// Where the store is kept; nothing in it is removed at the end
+    #[arg(long, value_name = "DIR", default_value = DEMO_DIR)]
+    pub(crate) dir: PathBuf,
+    /// Which servers to run, for a new DIR [default: tiers]
+    #[arg(long, value_enum)]
+    pub(crate) layout: Option<LayoutName>,
+    /// The first port, for a new DIR; the others follow it [default: 8080]
+    #[arg(
+        long, value_name = "PORT",
+        value_parser = clap::value_parser!(u16).range(1024..=MAX_BASE_PORT)
+    )]
+    pub(crate) base_port: Option<u16>,
+    /// Run the client process and the test cases once all is ready, and write
+    /// DIR/ClientOutput.txt and DIR/tests.txt
+    #[arg(long)]
+    pub(crate) client: bool,
+    /// The form of the servers' logs
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) log_format: LogFormat,
+}
+
+/// Which servers a demo has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LayoutName {
+    /// Every tier in processes of its own: two balancers, two front ends, three catalog replicas,
+    /// two order servers
+    Tiers,
+    /// Three processes with all tiers in each, as on three machines
+    Nodes,
+}
+
+/// The form of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines for people
+    #[default]
+    Text,
+    /// A JSON object on each line
+    Json,
+}
+
+/// Run one server of a cluster
+///
+/// SIGTERM or Ctrl-C stops it: it finishes what is in flight, leaves the balancers' tables and
+/// exits with 0. Its log goes to stderr; PYGMY_LOG says how much of it (error, warn, info, debug,
+/// trace, or per part, as in info,pygmy_catalog=debug).
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// frontend, balancer, order, catalog, or all (the four of them in one process)
+    #[arg(value_parser = role)]
+    pub(crate) role: Role,
+    /// Which server of FILE this is
+    #[arg(long)]
+    pub(crate) name: String,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// The form of the log
+    #[arg(long, value_enum, default_value_t)]
+    pub(crate) log_format: LogFormat,
+    /// Threads that work on requests [default: one on two processors or fewer, else one for each]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_THREADS))]
+    pub(crate) threads: Option<u64>,
+    /// Stop when standard input ends: a parent that holds the other end of it has died then
+    #[arg(long)]
+    pub(crate) stop_with_parent: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// The configuration of the cluster
+    #[arg(long, value_name = "FILE", env = "PYGMY_CONFIG")]
+    pub(crate) config: PathBuf,
+    /// Use another value for a setting than the file and the environment do; may be repeated
+    #[arg(long, value_name = "TABLE.KEY=VALUE", value_parser = key_and_value)]
+    pub(crate) set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreArgs {
+    /// A front end; repeat it, or separate URLs with commas, to name several [default: those of
+    /// --config, or else http://127.0.0.1:8081 and http://127.0.0.1:8088]
+    #[arg(long, value_name = "URL", env = "PYGMY_SERVER", value_delimiter = ',')]
+    pub(crate) server: Vec<String>,
+    /// A configuration to take the front ends and the currency from
+    #[arg(long, value_name = "FILE", env = "PYGMY_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CustomerArgs {
+    #[command(flatten)]
+    pub(crate) store: StoreArgs,
+    /// Print the store's answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// List the topics
+#[derive(Debug, Args)]
+pub(crate) struct TopicsArgs {
+    #[command(flatten)]
+    pub(crate) customer: CustomerArgs,
+}
+
+/// List the items of a topic
+#[derive(Debug, Args)]
+pub(crate) struct SearchArgs {
+    /// Matches exactly; see `pygmy topics`
+    pub(crate) topic: String,
+    /// Items of a page, at most [default: 100]
+    #[arg(
+        long, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(PageRequest::MAX_LIMIT))
+    )]
+    pub(crate) limit: Option<u32>,
+    /// Where the page begins: as the page before says
+    #[arg(long)]
+    pub(crate) cursor: Option<String>,
+    #[command(flatten)]
+    pub(crate) customer: CustomerArgs,
+}
+
+/// Show an item
+#[derive(Debug, Args)]
+pub(crate) struct LookupArgs {
+    /// The item's number
+    #[arg(value_parser = item_number)]
+    pub(crate) item: ItemNumber,
+    #[command(flatten)]
+    pub(crate) customer: CustomerArgs,
+}
+
+/// Buy copies of an item
+///
+/// A buy is done once, however often the request has to be sent: that is what its key is for.
+#[derive(Debug, Args)]
+pub(crate) struct BuyArgs {
+    /// The item's number
+    #[arg(value_parser = item_number)]
+    pub(crate) item: ItemNumber,
+    /// Copies
+    #[arg(
+        long, value_name = "N", default_value_t = 1,
+        value_parser = clap::value_parser!(u64).range(1..=MAX_QUANTITY)
+    )]
+    pub(crate) quantity: u64,
+    /// Buy only if one copy costs this much, in the minor unit of the currency (2000 for 20.00)
+    #[arg(long, value_name = "COST", value_parser = clap::value_parser!(u64).range(0..=MAX_NUMBER))]
+    pub(crate) expected_cost: Option<u64>,
+    /// Names this buy: the same key again gives the same order and never a second one
+    /// [default: a random one]
+    #[arg(long, value_parser = key)]
+    pub(crate) key: Option<IdempotencyKey>,
+    #[command(flatten)]
+    pub(crate) customer: CustomerArgs,
+}
+
+/// Show an order
+#[derive(Debug, Args)]
+pub(crate) struct OrderArgs {
+    /// The order's number
+    #[arg(value_parser = order_number)]
+    pub(crate) order: OrderNumber,
+    #[command(flatten)]
+    pub(crate) customer: CustomerArgs,
+}
+
+/// Run the client process, or the test cases, against a running store
+///
+/// The client process searches, looks up and buys one copy of up to 10 items of up to 10 topics;
+/// each request and its response is written to ClientOutput.txt.
+///
+/// The test cases (--tests) are search, lookup, buy, cost update and stock update, written to
+/// tests.txt. They buy one copy, and take back what they update.
+#[derive(Debug, Args)]
+pub(crate) struct ClientArgs {
+    /// Run the test cases; needs a balancer and the cluster's secret
+    #[arg(long)]
+    pub(crate) tests: bool,
+    /// Where to write [default: ClientOutput.txt, or tests.txt with --tests]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// A front end; may be repeated [default: those of --config]
+    #[arg(long, value_name = "URL", env = "PYGMY_SERVER", value_delimiter = ',')]
+    pub(crate) server: Vec<String>,
+    #[command(flatten)]
+    pub(crate) operator: OperatorArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OperatorArgs {
+    /// The configuration of the cluster
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "PYGMY_CONFIG",
+        default_value = DEMO_CONFIG,
+        global = true
+    )]
+    pub(crate) config: PathBuf,
+    /// A balancer, instead of those of the configuration; may be repeated
+    #[arg(long, value_name = "URL", requires = "secret_file", global = true)]
+    pub(crate) balancer: Vec<String>,
+    /// The file with the cluster's secret, instead of that of the configuration
+    #[arg(long, value_name = "FILE", env = "PYGMY_SECRET_FILE", global = true)]
+    pub(crate) secret_file: Option<PathBuf>,
+}
+
+/// Look after a running store
+#[derive(Debug, Args)]
+pub(crate) struct AdminArgs {
+    #[command(flatten)]
+    pub(crate) operator: OperatorArgs,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: AdminCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AdminCommand {
+    /// Show the catalog replicas and what the balancers know
+    Status,
+    /// Show the servers that the balancers know
+    Servers,
+    /// Set how many copies of an item there are
+    SetStock {
+        /// The item's number
+        #[arg(value_parser = item_number)]
+        item: ItemNumber,
+        /// Copies
+        #[arg(value_parser = clap::value_parser!(u64).range(0..=MAX_NUMBER))]
+        stock: u64,
+    },
+    /// Set the price of an item
+    SetCost {
+        /// The item's number
+        #[arg(value_parser = item_number)]
+        item: ItemNumber,
+        /// The price of one copy, in the minor unit of the currency (2000 for 20.00)
+        #[arg(value_parser = clap::value_parser!(u64).range(0..=MAX_NUMBER))]
+        cost: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Say whether a configuration is valid, and if not, on which line
+    Check(ConfigFileArgs),
+    /// Print every value in effect and where it comes from
+    Show(ConfigFileArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfigFileArgs {
+    /// The configuration
+    #[arg(env = "PYGMY_CONFIG")]
+    pub(crate) file: PathBuf,
+    /// Use another value for a setting than the file and the environment do; may be repeated
+    #[arg(long, value_name = "TABLE.KEY=VALUE", value_parser = key_and_value)]
+    pub(crate) set: Vec<(String, String)>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn detail(problem: Problem) -> String {
+    problem.detail.into_owned()
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    text.parse()
+}
+
+fn item_number(text: &str) -> Result<ItemNumber, String> {
+    text.parse().map_err(detail)
+}
+
+fn order_number(text: &str) -> Result<OrderNumber, String> {
+    text.parse().map_err(|_| "an order number is a whole number from 1".to_owned())
+}
+
+fn key(text: &str) -> Result<IdempotencyKey, String> {
+    text.parse().map_err(detail)
+}
+
+fn key_and_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) => Ok((key.trim().to_owned(), value.trim().to_owned())),
+        None => Err("write it as table.key=value".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, clap::Error> {
+        Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
+    }
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn wrong_usage_is_found_before_anything_runs() {
+        for line in [
+            "pygmy lookup 0",
+            "pygmy lookup -1",
+            "pygmy buy 1 --quantity 0",
+            "pygmy buy 1 --quantity 1000001",
+            "pygmy buy 1 --key ä",
+            "pygmy search x --limit 1001",
+            "pygmy order x",
+            "pygmy serve shop --name a --config f",
+            "pygmy demo --base-port 80",
+            "pygmy admin set-cost 1 -5",
+            "pygmy config check f --set x",
+        ] {
+            let error = parse(line).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line}");
+            let told = [ErrorKind::ValueValidation, ErrorKind::UnknownArgument];
+            assert!(told.contains(&error.kind()), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn servers_may_be_repeated_or_separated() {
+        let line = "pygmy topics --server http://a:1,http://b:2 --server http://c:3";
+        let Command::Topics(args) = parse(line).unwrap() else { panic!("not topics") };
+        assert_eq!(args.customer.store.server, ["http://a:1", "http://b:2", "http://c:3"]);
+    }
+
+    #[test]
+    fn operators_flags_stand_before_or_after_the_command() {
+        for line in ["pygmy admin --config f status", "pygmy admin status --config f"] {
+            let Command::Admin(args) = parse(line).unwrap() else { panic!("{line}") };
+            assert_eq!(args.operator.config, PathBuf::from("f"));
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What a configuration must be beyond well-formed.
+
+use std::collections::BTreeMap;
+
+use pygmy_client::Upstream;
+use pygmy_protocol::{Env, registration::Role};
+
+use super::{Config, ConfigError, ServerEntry, overrides::By};
+
+/// Longest name of a server: it names a directory and stands in every table.
+const MAX_NAME_BYTES: usize = 60;
+
+/// Key and sentence.
+type Wrong = (String, String);
+
+impl Config {
+    pub(super) fn check(&self) -> Result<(), ConfigError> {
+        let tables = self.check_cluster().and_then(|()| self.check_limits());
+        let tables = tables.and_then(|()| self.check_tiers());
+        tables.and_then(|()| self.check_servers()).map_err(|wrong| self.place(wrong))
+    }
+
+    fn place(&self, (key, message): Wrong) -> ConfigError {
+        let named = if message.starts_with(key.rsplit('.').next().unwrap_or_default()) {
+            message
+        } else {
+            format!("{key}: {message}")
+        };
+        match self.overrides.get(&key) {
+            Some(By::Variable(name)) => ConfigError { place: name.clone(), message: named },
+            Some(By::Flag) => ConfigError { place: format!("--set {key}"), message: named },
+            None => ConfigError::in_file(&self.path, self.lines.nearest(&key), named),
+        }
+    }
+
+    fn check_cluster(&self) -> Result<(), Wrong> {
+        let cluster = &self.document.cluster;
+        within("cluster.currency_digits", u64::from(cluster.currency_digits), 0..=6)?;
+        within("cluster.heartbeat_ms", cluster.heartbeat_ms, 50..=60_000)?;
+        let whole = self.document.limits.request_timeout_ms;
+        within("cluster.attempt_timeout_ms", cluster.attempt_timeout_ms, 1..=whole)
+    }
+
+    fn check_limits(&self) -> Result<(), Wrong> {
+        let limits = &self.document.limits;
+        // The upper ends keep a slip of the keyboard from turning a limit off.
+        within("limits.max_body_bytes", limits.max_body_bytes as u64, 1_024..=64 << 20)?;
+        within("limits.max_header_bytes", limits.max_header_bytes as u64, 1_024..=64 << 10)?;
+        within("limits.max_connections", limits.max_connections as u64, 1..=1_000_000)?;
+        within("limits.request_timeout_ms", limits.request_timeout_ms, 100..=60_000)?;
+        within("limits.idle_timeout_ms", limits.idle_timeout_ms, 1_000..=3_600_000)?;
+        within("limits.drain_timeout_ms", limits.drain_timeout_ms, 0..=600_000)
+    }
+
+    /// The tiers' own checks give sentences that begin with the name of the setting.
+    fn check_tiers(&self) -> Result<(), Wrong> {
+        let document = &self.document;
+        let of_table = |table: &str, checked: Result<(), String>| {
+            checked.map_err(|message| {
+                let name = message.split_whitespace().next().unwrap_or_default();
+                (format!("{table}.{name}"), message)
+            })
+        };
+        of_table("balancer", document.balancer.check())?;
+        of_table("frontend", document.frontend.check())?;
+        // The catalog waits as long for a front end that is gone, which sets the upper end.
+        within("frontend.lease_ms", document.frontend.lease_ms, 50..=10_000)?;
+        of_table("catalog", document.catalog.check())
+    }
+
+    fn check_servers(&self) -> Result<(), Wrong> {
+        let mut names = BTreeMap::new();
+        let mut addresses = BTreeMap::new();
+        for (index, server) in self.servers().iter().enumerate() {
+            let key = |name: &str| format!("server.{index}.{name}");
+            check_server(server).map_err(|(name, message)| (key(name), message))?;
+            if let Some(other) = names.insert(&server.name, index) {
+                let line = self.lines.nearest(&format!("server.{other}.name")).unwrap_or_default();
+                let message =
+                    format!("name {:?} is taken by the server of line {line}", server.name);
+                return Err((key("name"), message));
+            }
+            let listens =
+                [("listen", Some(server.listen)), ("public_listen", server.public_listen)];
+            for (name, address) in listens {
+                // The same address on two machines, behind two URLs, is no clash.
+                let Some(address) = address.filter(|_| server.url.is_none()) else { continue };
+                if let Some(other) = addresses.insert(address, server.name.clone()) {
+                    let message =
+                        format!("{name} {address} is taken by {other}; choose another port");
+                    return Err((key(name), message));
+                }
+            }
+        }
+        for role in [Role::Frontend, Role::Balancer, Role::Order, Role::Catalog] {
+            if self.parts(role).is_empty() {
+                let message = format!(
+                    "no server does the work of a {role}; add a [[server]] with role = \"{role}\" \
+                     or \"all\""
+                );
+                return Err(("server".to_owned(), message));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_server(server: &ServerEntry) -> Result<(), (&'static str, String)> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    let name = &server.name;
+    let begins_well = name.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+    if name.len() > MAX_NAME_BYTES || !begins_well || !name.bytes().all(plain) {
+        let message = format!(
+            "name {name:?} must have 1 to {MAX_NAME_BYTES} letters, digits, `-`, `_` or `.` and \
+             begin with a letter or digit"
+        );
+        return Err(("name", message));
+    }
+    match (server.role, server.public_listen) {
+        (Role::All, None) => {
+            let message = "public_listen is missing: a server with role \"all\" has its front end \
+                           there";
+            return Err(("public_listen", message.to_owned()));
+        }
+        (Role::All, Some(_)) | (_, None) => {}
+        (role, Some(_)) => {
+            let message =
+                format!("public_listen is for the role \"all\"; remove it from this {role}");
+            return Err(("public_listen", message));
+        }
+    }
+    match &server.url {
+        None if server.listen.ip().is_unspecified() || server.listen.port() == 0 => {
+            let message = format!(
+                "url is missing: nobody can reach {} by that name; say how, as in \
+                 url = \"http://host:port\"",
+                server.listen
+            );
+            Err(("url", message))
+        }
+        None => Ok(()),
+        Some(url) => Upstream::remote(&Env::production(), url)
+            .map(drop)
+            .map_err(|message| ("url", format!("url {message}"))),
+    }
+}
+
+fn within(key: &str, value: u64, range: std::ops::RangeInclusive<u64>) -> Result<(), Wrong> {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    let name = key.rsplit('.').next().unwrap_or(key);
+    let message =
+        format!("{name} is {value}; it must be from {} to {}", range.start(), range.end());
+    Err((key.to_owned(), message))
+}

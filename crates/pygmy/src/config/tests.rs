@@ -1,0 +1,146 @@
+use std::path::Path;
+
+use pygmy_protocol::registration::Role;
+
+use super::{Config, Document, Settings, lines::Lines, show::flatten};
+
+const SERVERS: &str = r#"
+[[server]]
+name = "one"
+role = "all"
+listen = "127.0.0.1:8091"
+public_listen = "127.0.0.1:8081"
+"#;
+
+fn load(text: &str, settings: &Settings) -> Result<Config, String> {
+    Config::parse(Path::new("etc/pygmy.toml"), text, settings).map_err(|e| e.to_string())
+}
+
+fn error(text: &str) -> String {
+    match load(text, &Settings::default()) {
+        Ok(_) => panic!("this is valid: {text}"),
+        Err(error) => error,
+    }
+}
+
+fn origin(config: &Config, key: &str) -> (String, String) {
+    let setting = config.settings().into_iter().find(|s| s.key == key).unwrap();
+    (setting.value.to_string(), setting.origin)
+}
+
+#[test]
+fn the_commented_configuration_has_every_setting_with_its_default() {
+    let text = include_str!("../../../../config/pygmy.toml");
+    let config = load(text, &Settings::default()).unwrap();
+    let written = Document { servers: Vec::new(), ..config.document().clone() };
+    assert_eq!(flatten(&written), flatten(&Document::default()));
+    let lines = Lines::of(text).unwrap();
+    for key in flatten(&Document::default()).into_keys() {
+        assert!(lines.get(&key).is_some(), "{key} is missing");
+    }
+    for key in ["name", "role", "listen", "public_listen", "url", "dir"] {
+        assert!(lines.get(&format!("server.0.{key}")).is_some(), "{key} is missing");
+    }
+}
+
+#[test]
+fn an_unknown_key_or_table_names_its_line() {
+    let wrong = error("[cluster]\n\nhearbeat_ms = 5\n");
+    assert!(wrong.starts_with("etc/pygmy.toml:3: unknown key `hearbeat_ms`"), "{wrong}");
+    let wrong = error("\n[limit]\nx = 1\n");
+    assert!(wrong.starts_with("etc/pygmy.toml:2: unknown key `limit`"), "{wrong}");
+    let wrong = error(&format!("{SERVERS}respawn = \"x\"\n"));
+    assert!(wrong.starts_with("etc/pygmy.toml:7: unknown key `respawn`"), "{wrong}");
+}
+
+#[test]
+fn a_bad_value_names_its_line_and_key() {
+    for (text, line, word) in [
+        ("[cluster]\nheartbeat_ms = 10\n", 2, "heartbeat_ms is 10; it must be from 50 to 60000"),
+        ("[cluster]\nheartbeat_ms = \"x\"\n", 2, "invalid type"),
+        ("[cluster]\nheartbeat_ms = -1\n", 2, "invalid value"),
+        ("[limits]\n\nmax_body_bytes = 0\n", 3, "max_body_bytes"),
+        ("[balancer]\nprobe_interval_ms = 1\n", 2, "probe_interval_ms"),
+        ("[catalog]\nraft_heartbeat_ms = 1\n", 2, "raft_heartbeat_ms"),
+        ("[frontend]\nlease_ms = 1\n", 2, "lease_ms"),
+        ("[cluster]\nheartbeat_ms = \n", 2, ""),
+        ("[[server]]\nname = \"a\"\nrole = \"shop\"\nlisten = \"127.0.0.1:1\"\n", 3, "shop"),
+        ("[[server]]\nname = \"a\"\nrole = \"order\"\nlisten = \"here\"\n", 4, "socket address"),
+    ] {
+        let wrong = error(text);
+        assert!(wrong.starts_with(&format!("etc/pygmy.toml:{line}: ")), "{wrong}");
+        assert!(wrong.contains(word), "{wrong}");
+    }
+}
+
+#[test]
+fn servers_must_make_sense_together() {
+    let second = "[[server]]\nname = \"one\"\nrole = \"order\"\nlisten = \"127.0.0.1:1\"\n";
+    let wrong = error(&format!("{SERVERS}{second}"));
+    assert!(wrong.starts_with("etc/pygmy.toml:8: name \"one\" is taken"), "{wrong}");
+    assert!(wrong.contains("line 3"), "{wrong}");
+    let second = "[[server]]\nname = \"two\"\nrole = \"order\"\nlisten = \"127.0.0.1:8081\"\n";
+    let wrong = error(&format!("{SERVERS}{second}"));
+    assert!(
+        wrong.starts_with("etc/pygmy.toml:10: listen 127.0.0.1:8081 is taken by one"),
+        "{wrong}"
+    );
+    let wrong = error("[[server]]\nname = \"a\"\nrole = \"all\"\nlisten = \"127.0.0.1:1\"\n");
+    assert!(wrong.starts_with("etc/pygmy.toml:1: public_listen is missing"), "{wrong}");
+    let wrong = error("[[server]]\nname = \"a\"\nrole = \"order\"\nlisten = \"0.0.0.0:1\"\n");
+    assert!(wrong.starts_with("etc/pygmy.toml:1: url is missing"), "{wrong}");
+    let wrong = error("[[server]]\nname = \"../a\"\nrole = \"order\"\nlisten = \"127.0.0.1:1\"\n");
+    assert!(wrong.starts_with("etc/pygmy.toml:2: name \"../a\""), "{wrong}");
+    let wrong = error("[[server]]\nname = \"a\"\nrole = \"order\"\nlisten = \"127.0.0.1:1\"\n");
+    assert!(wrong.contains("no server does the work of a frontend"), "{wrong}");
+}
+
+#[test]
+fn flags_go_over_variables_over_the_file() {
+    let text = format!("[cluster]\nheartbeat_ms = 100\n{SERVERS}");
+    let key = "cluster.heartbeat_ms";
+    let variables = [("PYGMY_HEARTBEAT_MS", "200"), ("PYGMY_BALANCER_PROBE_FAILURES", "5")];
+    let in_file = load(&text, &Settings::default()).unwrap();
+    assert_eq!(origin(&in_file, key), ("100".into(), "etc/pygmy.toml:2".into()));
+    assert_eq!(origin(&in_file, "cluster.currency"), ("\"USD\"".into(), "default".into()));
+    let over = load(&text, &Settings::of(&variables, &[])).unwrap();
+    assert_eq!(origin(&over, key), ("200".into(), "PYGMY_HEARTBEAT_MS".into()));
+    assert_eq!(over.document().balancer.probe_failures, 5);
+    let over = load(&text, &Settings::of(&variables, &[(key, "300")])).unwrap();
+    assert_eq!(origin(&over, key), ("300".into(), "--set cluster.heartbeat_ms".into()));
+}
+
+#[test]
+fn a_bad_variable_or_flag_is_named() {
+    let wrong = |variables, flags| {
+        load(SERVERS, &Settings::of(variables, flags)).err().expect("this is wrong")
+    };
+    let error = wrong(&[("PYGMY_HEARTBEAT_MS", "soon")], &[]);
+    assert!(error.starts_with("PYGMY_HEARTBEAT_MS: "), "{error}");
+    let error = wrong(&[("PYGMY_HEARTBEAT_MS", "1")], &[]);
+    assert!(error.starts_with("PYGMY_HEARTBEAT_MS: heartbeat_ms is 1"), "{error}");
+    let error = wrong(&[], &[("cluster.heartbeat", "1")]);
+    assert!(error.starts_with("--set cluster.heartbeat=1: unknown key"), "{error}");
+    let error = wrong(&[], &[("clusters.heartbeat_ms", "1")]);
+    assert!(error.contains("there is no table [clusters]"), "{error}");
+}
+
+#[test]
+fn paths_are_relative_to_the_file_unless_a_variable_names_them() {
+    let config = load(SERVERS, &Settings::default()).unwrap();
+    assert_eq!(config.secret_file(), Path::new("etc/secret"));
+    assert_eq!(config.data_dir(&config.servers()[0]), Path::new("etc/one"));
+    let settings = Settings::of(&[("PYGMY_SECRET_FILE", "my/secret")], &[]);
+    assert_eq!(load(SERVERS, &settings).unwrap().secret_file(), Path::new("my/secret"));
+}
+
+#[test]
+fn parts_of_a_server_are_known_by_name_and_url() {
+    let text = SERVERS.replace("role", "url = \"http://db.internal:9000/\"\nrole");
+    let text = text.replace("127.0.0.1:8081", "0.0.0.0:80");
+    let config = load(&text, &Settings::default()).unwrap();
+    let catalog = config.servers()[0].part(Role::Catalog).unwrap();
+    assert_eq!(catalog.name, "one-catalog");
+    assert_eq!(catalog.url, "http://db.internal:9000/catalog");
+    assert_eq!(config.public_urls(), ["http://db.internal:80"]);
+}

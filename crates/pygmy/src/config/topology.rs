@@ -1,0 +1,81 @@
+//! Who is where.
+//!
+//! A server with the role `all` has a part of every tier in it: `NAME-catalog` at `URL/catalog`,
+//! and so on. To the others these parts are servers like any other.
+
+use pygmy_protocol::registration::Role;
+
+use super::{Config, ServerEntry};
+
+/// A server of one tier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) name: String,
+    /// Its base URL.
+    pub(crate) url: String,
+}
+
+impl ServerEntry {
+    /// Its base URL as other servers reach it.
+    pub(crate) fn base_url(&self) -> String {
+        match &self.url {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => format!("http://{}", self.listen),
+        }
+    }
+
+    /// The part of it that does `role`, if it does that.
+    pub(crate) fn part(&self, role: Role) -> Option<Part> {
+        match self.role {
+            Role::All => Some(Part {
+                name: format!("{}-{role}", self.name),
+                url: format!("{}/{role}", self.base_url()),
+            }),
+            own if own == role => Some(Part { name: self.name.clone(), url: self.base_url() }),
+            _ => None,
+        }
+    }
+
+    /// The base URL of its public routes, if it has any: on the host that other servers know it
+    /// by.
+    pub(crate) fn public_url(&self) -> Option<String> {
+        match (self.role, self.public_listen) {
+            (Role::Frontend, _) => Some(self.base_url()),
+            (Role::All, Some(public)) if public.ip().is_unspecified() => {
+                let url = self.base_url();
+                let authority = url.trim_start_matches("http://").split('/').next()?.to_owned();
+                let host = authority.rsplit_once(':').map_or(authority.as_str(), |(host, _)| host);
+                Some(format!("http://{host}:{}", public.port()))
+            }
+            (Role::All, Some(public)) => Some(format!("http://{public}")),
+            _ => None,
+        }
+    }
+}
+
+impl Config {
+    /// All servers, as in the file.
+    pub(crate) fn servers(&self) -> &[ServerEntry] {
+        &self.document.servers
+    }
+
+    /// The server `name`.
+    pub(crate) fn server(&self, name: &str) -> Option<&ServerEntry> {
+        self.servers().iter().find(|server| server.name == name)
+    }
+
+    /// The servers of one tier.
+    pub(crate) fn parts(&self, role: Role) -> Vec<Part> {
+        self.servers().iter().filter_map(|server| server.part(role)).collect()
+    }
+
+    /// The base URLs of one tier.
+    pub(crate) fn urls(&self, role: Role) -> Vec<String> {
+        self.parts(role).into_iter().map(|part| part.url).collect()
+    }
+
+    /// The base URLs of the public API.
+    pub(crate) fn public_urls(&self) -> Vec<String> {
+        self.servers().iter().filter_map(ServerEntry::public_url).collect()
+    }
+}

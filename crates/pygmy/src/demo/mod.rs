@@ -1,0 +1,127 @@
+//! `pygmy demo`: the whole store on this machine.
+//!
+//! A demo is a directory with a configuration, which [`layout`] writes when there is none, and
+//! the servers of that configuration as child processes ([`supervise`]). [`bring_up`](up) waits
+//! until they live, makes them a cluster with the [`books`] of the reference design, once, and
+//! waits until they are ready. [`report`] tells people what happens.
+
+mod books;
+mod layout;
+mod report;
+mod supervise;
+mod up;
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+};
+
+use anyhow::{Context, bail};
+use pygmy_client::{
+    operator::Operator,
+    store::{Patience, Store},
+};
+use pygmy_protocol::{Env, http::Secret, registration::Role};
+
+use self::{report::Report, supervise::Children};
+use crate::{
+    cli::DemoArgs,
+    client,
+    config::{Config, Settings},
+    runtime::{self, Signals},
+};
+
+/// What the client process and the test cases write, in the demo's directory.
+const CLIENT_OUTPUT: &str = "ClientOutput.txt";
+const TESTS: &str = "tests.txt";
+
+/// Runs a demo until it is told to stop.
+pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
+    let env = Env::production();
+    let config = prepare(&env, args)?;
+    runtime::block_on(&env, demo(&env, args, &config))?
+}
+
+/// Makes the directory, the configuration and the secret, as far as they are missing.
+fn prepare(env: &Env, args: &DemoArgs) -> anyhow::Result<Config> {
+    let dir = &args.dir;
+    // The secret and everything that was sold are nobody else's business.
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.with_context(|| format!("cannot make {}; choose another --dir", dir.display()))?;
+    let path = dir.join("pygmy.toml");
+    let asked = layout::Asked { layout: args.layout, base_port: args.base_port };
+    if !path.exists() {
+        write(&path, &asked.configuration()?, 0o644)?;
+    }
+    let config = Config::load(&path, &Settings::of_process(&[]))?;
+    asked.check_against(&config)?;
+    let secret_file = config.secret_file();
+    if !secret_file.exists() {
+        write(&secret_file, &format!("{}\n", Secret::generate(env)), 0o600)?;
+    }
+    Ok(config)
+}
+
+/// Writes a whole file or, under its name, nothing.
+fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+    let unfinished = path.with_extension("new");
+    let written = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&unfinished)
+        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&unfinished, path));
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+async fn demo(env: &Env, args: &DemoArgs, config: &Config) -> anyhow::Result<()> {
+    let mut signals = Signals::catch().context("cannot catch signals")?;
+    let report = Report::new(config, &args.dir);
+    supervise::check_ports(env, config).await?;
+    let mut children = Children::start(config, args.log_format)?;
+    let outcome = tokio::select! {
+        outcome = run_store(env, args, config, &mut children, &report) => outcome,
+        _ = signals.next() => Ok(()),
+    };
+    report.stopping(children.count());
+    let killed = children.stop(env, &mut signals).await;
+    report.stopped(&killed);
+    outcome
+}
+
+/// Runs the store until no server is left. Whoever is tired of it drops this.
+async fn run_store(
+    env: &Env,
+    args: &DemoArgs,
+    config: &Config,
+    children: &mut Children,
+    report: &Report<'_>,
+) -> anyhow::Result<()> {
+    let secret = Secret::read(&config.secret_file())?;
+    up::bring_up(env, &args.dir, config, &secret, children, report).await?;
+    report.servers(children)?;
+    if args.client
+        && let Err(error) = run_client(env, &args.dir, config, secret).await
+    {
+        // The store goes on: it is what people need to find out why.
+        eprintln!("pygmy: {error:#}");
+    }
+    report.what_to_try()?;
+    while let Some(exit) = children.next_exit().await {
+        report.died(&exit);
+    }
+    bail!("no server is left")
+}
+
+async fn run_client(env: &Env, dir: &Path, config: &Config, secret: Secret) -> anyhow::Result<()> {
+    let (patience, wrong) = (Patience::default(), anyhow::Error::msg);
+    let store = Store::new(env, &config.public_urls(), patience).map_err(wrong)?;
+    let operator = Operator::new(env, &config.urls(Role::Balancer), secret, patience);
+    crate::print::line("")?;
+    client::run_process(env, &store, &dir.join(CLIENT_OUTPUT)).await?;
+    client::run_cases(env, &store, &operator.map_err(wrong)?, &dir.join(TESTS)).await
+}

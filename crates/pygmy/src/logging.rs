@@ -1,0 +1,34 @@
+//! A server's log: to stderr, for people or as JSON.
+
+use std::io;
+
+use tracing_subscriber::EnvFilter;
+
+use crate::{cli::LogFormat, print::Style};
+
+/// Says how much is logged, as `info` or `pygmy_catalog=debug,info`.
+const VARIABLE: &str = "PYGMY_LOG";
+
+/// The consensus library's own account of its work is for its developers.
+const DEFAULT: &str = "info,openraft=warn";
+
+/// Starts logging. To be called once.
+///
+/// # Errors
+/// `PYGMY_LOG` says nothing that can be followed.
+pub(crate) fn start(format: LogFormat) -> anyhow::Result<()> {
+    let filter = match std::env::var(VARIABLE) {
+        Ok(text) if !text.is_empty() => EnvFilter::try_new(&text).map_err(|e| {
+            anyhow::anyhow!(
+                "{VARIABLE}={text} is no log filter: {e}; use info or debug, for example"
+            )
+        })?,
+        _ => EnvFilter::new(DEFAULT),
+    };
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    match format {
+        LogFormat::Text => subscriber.with_ansi(Style::of_stderr().colours).init(),
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+    }
+    Ok(())
+}

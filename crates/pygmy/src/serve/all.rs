@@ -1,0 +1,148 @@
+//! The four tiers in one process.
+//!
+//! Each has its routes under its own name on the internal port; the public port has those of the
+//! front end. They call one another without a socket, through places that are filled once all are
+//! started, because they call in a circle (balancer to order to balancer).
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::{Method, StatusCode, Uri};
+use pygmy_balancer::LocalServer;
+use pygmy_client::{Call, LocalRouter, Upstream};
+use pygmy_protocol::{
+    Code, Env, Problem, RequestContext,
+    env::Listener,
+    http::{Fatal, Json, Shutdown, Tier, run_tasks, serve},
+    registration::Role,
+};
+
+use super::tiers::Tiers;
+
+const PARTS: [Role; 4] = [Role::Catalog, Role::Order, Role::Balancer, Role::Frontend];
+/// Longest wait for a part to say whether it is ready: it does not have to ask anybody.
+const READY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Runs all tiers until `stopped`: internal routes on `internal`, public ones on `public`.
+pub(super) async fn run(
+    tiers: Tiers,
+    internal: Box<dyn Listener>,
+    public: Box<dyn Listener>,
+    stopped: Shutdown,
+) -> Result<(), Fatal> {
+    let places: BTreeMap<Role, LocalRouter> =
+        PARTS.into_iter().map(|role| (role, LocalRouter::default())).collect();
+    let env = &tiers.env;
+    let mut tasks = Vec::new();
+    for (role, place) in &places {
+        let tier = start(&tiers, *role, &places, &stopped).await?;
+        tasks.extend(tier.tasks);
+        // Each place is filled here and only here.
+        let _ = place.set(tier.router);
+    }
+    let limits = &tiers.config.document().limits;
+    let inside = internal_routes(env, &tiers.server.name, &places);
+    let outside = router_of(&places, Role::Frontend);
+    let serving = async {
+        tokio::join!(
+            serve(env, internal, inside, limits, stopped.clone()),
+            serve(env, public, outside, limits, stopped.clone()),
+        );
+    };
+    run_tasks(tasks, serving).await
+}
+
+async fn start(
+    tiers: &Tiers,
+    role: Role,
+    places: &BTreeMap<Role, LocalRouter>,
+    stopped: &Shutdown,
+) -> Result<Tier, Fatal> {
+    let (env, stopped) = (&tiers.env, stopped.clone());
+    let server = tiers.base(role, places.get(&Role::Balancer))?;
+    match role {
+        Role::Catalog => {
+            let config = pygmy_catalog::Config { server, ..tiers.catalog()? };
+            pygmy_catalog::start(config, env, stopped).await
+        }
+        Role::Order => pygmy_order::start(pygmy_order::Config { server }, env, stopped),
+        Role::Frontend => {
+            let config = pygmy_frontend::Config { server, ..tiers.frontend()? };
+            pygmy_frontend::start(config, env, stopped)
+        }
+        Role::Balancer => {
+            let local = local_servers(tiers, places)?;
+            let config = pygmy_balancer::Config { server, local, ..tiers.balancer()? };
+            pygmy_balancer::start(config, env, stopped)
+        }
+        Role::All => Err(Fatal("a part of a server is of one tier".to_owned())),
+    }
+}
+
+fn local_servers(
+    tiers: &Tiers,
+    places: &BTreeMap<Role, LocalRouter>,
+) -> Result<Vec<LocalServer>, Fatal> {
+    let local = |(role, place): (&Role, &LocalRouter)| {
+        let part = tiers.part(*role)?;
+        let router = Arc::clone(place);
+        Ok(LocalServer { name: part.name, role: *role, url: part.url, router })
+    };
+    places.iter().filter(|(role, _)| **role != Role::Balancer).map(local).collect()
+}
+
+fn router_of(places: &BTreeMap<Role, LocalRouter>, role: Role) -> Router {
+    places.get(&role).and_then(|place| place.get()).cloned().unwrap_or_default()
+}
+
+fn internal_routes(env: &Env, name: &str, places: &BTreeMap<Role, LocalRouter>) -> Router {
+    let readyz = {
+        let parts = Arc::new(parts(env, places));
+        let (env, name) = (env.clone(), name.to_owned());
+        move || async move { ready(&env, &name, &parts).await }
+    };
+    let mut router = Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(readyz))
+        .fallback(unknown_route);
+    for role in places.keys() {
+        // As a service and not as a nest: the tier's own fallback and layers stay what they are.
+        router = router.nest_service(&format!("/{role}"), router_of(places, *role));
+    }
+    router
+}
+
+async fn unknown_route(uri: Uri) -> Problem {
+    let path: String = uri.path().chars().take(100).collect();
+    let detail = format!("there is nothing at {path}; each tier is under its name, as in /catalog");
+    Problem::new(Code::UnknownRoute, detail)
+}
+
+fn parts(env: &Env, places: &BTreeMap<Role, LocalRouter>) -> Vec<(Role, Upstream)> {
+    let part =
+        |(role, place): (&Role, &LocalRouter)| (*role, Upstream::local(env, "", Arc::clone(place)));
+    places.iter().map(part).collect()
+}
+
+/// Ready when every part is; the reasons are those of the parts.
+async fn ready(env: &Env, name: &str, parts: &[(Role, Upstream)]) -> Response {
+    let mut reasons = BTreeMap::new();
+    for (role, part) in parts {
+        let call = Call::new(Method::GET, "/readyz", RequestContext::fresh(env, READY_TIMEOUT));
+        let reason = match part.send(&call, READY_TIMEOUT).await {
+            Ok(answer) if answer.status == StatusCode::OK => continue,
+            Ok(answer) => serde_json::from_slice(&answer.body).ok(),
+            Err(failure) => Some(serde_json::Value::from(failure.to_string())),
+        };
+        let reason = reason.map(|said| said.get("reasons").cloned().unwrap_or(said));
+        reasons.insert(role.as_str(), reason);
+    }
+    let ready = reasons.is_empty();
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Json(status, serde_json::json!({ "name": name, "ready": ready, "reasons": reasons }))
+        .into_response()
+}

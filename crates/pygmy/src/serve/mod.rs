@@ -1,0 +1,138 @@
+//! `pygmy serve`: one server of the cluster.
+//!
+//! The address is taken first, so that a port in use is the first thing that is said. Then the
+//! tier gets its `Config`, made of the configuration file ([`tiers`]), and runs until a signal, or
+//! until the parent is gone; `all` runs the four tiers in one process ([`all`]).
+
+mod all;
+mod tiers;
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use anyhow::{Context, bail};
+use pygmy_protocol::{
+    Env,
+    env::{Listener, Wake},
+    http::{Fatal, Secret, Shutdown, Stopper, shutdown},
+    registration::Role,
+};
+
+use self::tiers::Tiers;
+use crate::{
+    cli::ServeArgs,
+    config::{Config, ServerEntry, Settings},
+    failure::Logged,
+    logging,
+    runtime::{self, Signals},
+};
+
+/// Runs a server to its end.
+pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    let settings = Settings::of_process(&args.config.set);
+    let config = Arc::new(Config::load(&args.config.config, &settings)?);
+    let server = find(&config, &args.name, args.role)?.clone();
+    let secret = Secret::read(&config.secret_file())?;
+    logging::start(args.log_format)?;
+    let env = Env::production();
+    // The range of the argument fits every usize.
+    let threads = args.threads.map(|threads| threads as usize);
+    runtime::run(&env, threads, serve(&env, config, server, secret, args.stop_with_parent))?
+}
+
+fn find<'a>(config: &'a Config, name: &str, role: Role) -> anyhow::Result<&'a ServerEntry> {
+    let file = config.path().display();
+    let Some(server) = config.server(name) else {
+        let names: Vec<_> = config.servers().iter().map(|server| server.name.as_str()).collect();
+        bail!("{file} has no server {name:?}; it has {}", names.join(", "));
+    };
+    if server.role != role {
+        bail!("{name} has the role {} in {file}; run `pygmy serve {0} --name {name}`", server.role);
+    }
+    Ok(server)
+}
+
+async fn serve(
+    env: &Env,
+    config: Arc<Config>,
+    server: ServerEntry,
+    secret: Secret,
+    stop_with_parent: bool,
+) -> anyhow::Result<()> {
+    let listener = listen(env, &server, server.listen).await?;
+    let public = match server.public_listen {
+        Some(address) => Some(listen(env, &server, address).await?),
+        None => None,
+    };
+    let (stopper, stopped) = shutdown();
+    let signals = Signals::catch().context("cannot catch signals")?;
+    stop_on_signal(env, signals, stopper.clone());
+    let _watching = stop_with_parent.then(|| watch_parent(env, stopper));
+    let (name, role) = (server.name.clone(), server.role);
+    tracing::info!(name, %role, listen = %server.listen, url = server.base_url(), "serving");
+    let tiers = Tiers { env: env.clone(), config, server, secret };
+    let ended = match public {
+        Some(public) => all::run(tiers, listener, public, stopped).await,
+        None => run_tier(tiers, listener, stopped).await,
+    };
+    match ended {
+        Ok(()) => {
+            tracing::info!(name, "stopped");
+            Ok(())
+        }
+        Err(Fatal(reason)) => {
+            tracing::error!(name, reason, "cannot go on");
+            Err(Logged.into())
+        }
+    }
+}
+
+async fn run_tier(
+    tiers: Tiers,
+    listener: Box<dyn Listener>,
+    stopped: Shutdown,
+) -> Result<(), Fatal> {
+    let env = tiers.env.clone();
+    match tiers.server.role {
+        Role::Frontend => pygmy_frontend::run(tiers.frontend()?, env, listener, stopped).await,
+        Role::Balancer => pygmy_balancer::run(tiers.balancer()?, env, listener, stopped).await,
+        Role::Order => pygmy_order::run(tiers.order()?, env, listener, stopped).await,
+        Role::Catalog => pygmy_catalog::run(tiers.catalog()?, env, listener, stopped).await,
+        Role::All => Err(Fatal("a server with all tiers needs public_listen".to_owned())),
+    }
+}
+
+async fn listen(
+    env: &Env,
+    server: &ServerEntry,
+    address: SocketAddr,
+) -> anyhow::Result<Box<dyn Listener>> {
+    env.listen(address).await.map_err(|error| {
+        let advice = match error.kind() {
+            io::ErrorKind::AddrInUse => "stop the program that uses the port, or give another one",
+            _ => "give another address",
+        };
+        anyhow::anyhow!("{error}; {advice} to {} in the configuration", server.name)
+    })
+}
+
+fn stop_on_signal(env: &Env, mut signals: Signals, stopper: Stopper) {
+    env.spawn(async move {
+        let signal = signals.next().await;
+        tracing::info!(signal, "stopping");
+        stopper.stop();
+    });
+}
+
+/// Stops when standard input ends. A worker of its own reads it, because such a read cannot be
+/// called off; it dies with the process.
+fn watch_parent(env: &Env, stopper: Stopper) -> Box<dyn Wake> {
+    let wait = move || {
+        // An error is an end as well.
+        let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+        tracing::info!("stopping: the parent process is gone");
+        stopper.stop();
+    };
+    let worker = env.workers.start("parent", Box::new(wait));
+    worker.wake();
+    worker
+}

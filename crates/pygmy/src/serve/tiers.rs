@@ -1,0 +1,92 @@
+//! What each tier needs to know of the configuration.
+
+use std::{sync::Arc, time::Duration};
+
+use pygmy_client::{LocalRouter, ServerConfig, Upstream};
+use pygmy_protocol::{
+    Env,
+    http::{Fatal, Secret},
+    registration::Role,
+};
+
+use crate::config::{Config, Part, ServerEntry};
+
+/// One server, about to be started.
+pub(super) struct Tiers {
+    pub(super) env: Env,
+    pub(super) config: Arc<Config>,
+    pub(super) server: ServerEntry,
+    pub(super) secret: Secret,
+}
+
+impl Tiers {
+    pub(super) fn frontend(&self) -> Result<pygmy_frontend::Config, Fatal> {
+        Ok(pygmy_frontend::Config {
+            server: self.base(Role::Frontend, None)?,
+            catalogs: self.config.urls(Role::Catalog),
+            settings: self.config.document().frontend.clone(),
+        })
+    }
+
+    pub(super) fn balancer(&self) -> Result<pygmy_balancer::Config, Fatal> {
+        Ok(pygmy_balancer::Config {
+            server: self.base(Role::Balancer, None)?,
+            settings: self.config.document().balancer.clone(),
+            local: Vec::new(),
+        })
+    }
+
+    pub(super) fn order(&self) -> Result<pygmy_order::Config, Fatal> {
+        Ok(pygmy_order::Config { server: self.base(Role::Order, None)? })
+    }
+
+    pub(super) fn catalog(&self) -> Result<pygmy_catalog::Config, Fatal> {
+        let replicas = self.config.parts(Role::Catalog).into_iter();
+        let replicas =
+            replicas.map(|Part { name, url }| pygmy_catalog::ReplicaAddress { name, url });
+        Ok(pygmy_catalog::Config {
+            server: self.base(Role::Catalog, None)?,
+            dir: self.config.data_dir(&self.server),
+            replicas: replicas.collect(),
+            lease_ms: self.config.document().frontend.lease_ms,
+            settings: self.config.document().catalog.clone(),
+        })
+    }
+
+    /// What the tiers have in common. With `local`, calls to the balancer of this server do not
+    /// leave the process.
+    pub(super) fn base(
+        &self,
+        role: Role,
+        local: Option<&LocalRouter>,
+    ) -> Result<ServerConfig, Fatal> {
+        let Part { name, url } = self.part(role)?;
+        let document = self.config.document();
+        Ok(ServerConfig {
+            name,
+            url,
+            secret: self.secret.clone(),
+            limits: document.limits.clone(),
+            balancers: self.balancers(local)?,
+            heartbeat: Duration::from_millis(document.cluster.heartbeat_ms),
+            attempt_timeout: Duration::from_millis(document.cluster.attempt_timeout_ms),
+        })
+    }
+
+    /// The part of this server that does `role`.
+    pub(super) fn part(&self, role: Role) -> Result<Part, Fatal> {
+        let missing = || Fatal(format!("{} is no {role}", self.server.name));
+        self.server.part(role).ok_or_else(missing)
+    }
+
+    fn balancers(&self, local: Option<&LocalRouter>) -> Result<Vec<Arc<Upstream>>, Fatal> {
+        let own = self.server.part(Role::Balancer);
+        let upstream = |part: Part| match local {
+            Some(router) if own.as_ref() == Some(&part) => {
+                Ok(Arc::new(Upstream::local(&self.env, &part.url, Arc::clone(router))))
+            }
+            _ => Upstream::remote(&self.env, &part.url).map(Arc::new).map_err(Fatal),
+        };
+        self.config.parts(Role::Balancer).into_iter().map(upstream).collect()
+    }
+}

@@ -1,0 +1,169 @@
+//! What customers do: topics, search, lookup, buy, order.
+
+use anyhow::{Context, anyhow};
+use pygmy_client::store::{Bought, Patience, Store, StoreError};
+use pygmy_protocol::{
+    Code, Env, IdempotencyKey,
+    item::Item,
+    order::{BuyBody, Order},
+};
+
+use crate::{
+    cli::{BuyArgs, CustomerArgs, LookupArgs, OrderArgs, SearchArgs, StoreArgs, TopicsArgs},
+    config::{Config, Settings},
+    money::Currency,
+    print::{self, Column},
+    runtime::block_on,
+};
+
+/// The front ends of a demo with the default layout and ports.
+const DEFAULT_SERVERS: [&str; 2] = ["http://127.0.0.1:8081", "http://127.0.0.1:8088"];
+
+/// The store and how it writes prices.
+struct Shop {
+    env: Env,
+    store: Store,
+    currency: Currency,
+    json: bool,
+}
+
+impl Shop {
+    fn open(args: &CustomerArgs) -> anyhow::Result<Shop> {
+        let StoreArgs { server, config } = &args.store;
+        let env = Env::production();
+        let config = match config {
+            Some(path) => Some(Config::load(path, &Settings::of_process(&[]))?),
+            None => None,
+        };
+        let urls = match &config {
+            _ if !server.is_empty() => server.clone(),
+            Some(config) => config.public_urls(),
+            None => DEFAULT_SERVERS.map(str::to_owned).to_vec(),
+        };
+        let store = Store::new(&env, &urls, Patience::default()).map_err(|e| anyhow!(e))?;
+        let currency = config.map_or_else(Currency::default, |config| config.currency());
+        Ok(Shop { env, store, currency, json: args.json })
+    }
+
+    fn print_items(&self, items: &[Item]) -> anyhow::Result<()> {
+        let columns = [
+            Column::Number("ITEM"),
+            Column::Text("TITLE"),
+            Column::Text("TOPIC"),
+            Column::Number("STOCK"),
+            Column::Number("PRICE"),
+        ];
+        let rows = items.iter().map(|item| {
+            vec![
+                item.item_number.to_string(),
+                item.title.clone(),
+                item.topic.clone(),
+                item.stock.to_string(),
+                self.currency.format(item.cost),
+            ]
+        });
+        Ok(print::table(&columns, rows)?)
+    }
+
+    fn print_order(&self, order: &Order) -> anyhow::Result<()> {
+        if self.json {
+            return Ok(print::json(order)?);
+        }
+        let columns = [
+            Column::Number("ORDER"),
+            Column::Number("ITEM"),
+            Column::Text("TITLE"),
+            Column::Number("COPIES"),
+            Column::Number("PRICE"),
+            Column::Number("TOTAL"),
+        ];
+        let total = u128::from(order.cost) * u128::from(order.quantity);
+        let row = vec![
+            order.order_number.to_string(),
+            order.item_number.to_string(),
+            order.title.clone(),
+            order.quantity.to_string(),
+            self.currency.format(order.cost),
+            self.currency.format_total(total),
+        ];
+        Ok(print::table(&columns, [row])?)
+    }
+}
+
+/// `pygmy topics`.
+pub(crate) fn topics(args: &TopicsArgs) -> anyhow::Result<()> {
+    let shop = Shop::open(&args.customer)?;
+    let topics = block_on(&shop.env, shop.store.topics())??;
+    if shop.json {
+        return Ok(print::json(&topics)?);
+    }
+    let rows = topics.topics.into_iter().map(|topic| vec![topic.topic, topic.items.to_string()]);
+    Ok(print::table(&[Column::Text("TOPIC"), Column::Number("ITEMS")], rows)?)
+}
+
+/// `pygmy search`.
+pub(crate) fn search(args: &SearchArgs) -> anyhow::Result<()> {
+    let shop = Shop::open(&args.customer)?;
+    let search = shop.store.search(&args.topic, args.limit, args.cursor.clone());
+    let page = block_on(&shop.env, search)??;
+    if shop.json {
+        return Ok(print::json(&page)?);
+    }
+    if page.items.is_empty() {
+        eprintln!("nothing in the topic {:?}; `pygmy topics` lists those there are", args.topic);
+        return Ok(());
+    }
+    shop.print_items(&page.items)?;
+    if let Some(next) = page.next {
+        eprintln!("there is more: --cursor {next}");
+    }
+    Ok(())
+}
+
+/// `pygmy lookup`.
+pub(crate) fn lookup(args: &LookupArgs) -> anyhow::Result<()> {
+    let shop = Shop::open(&args.customer)?;
+    let item = block_on(&shop.env, shop.store.lookup(args.item))??;
+    if shop.json { Ok(print::json(&item)?) } else { shop.print_items(&[item]) }
+}
+
+/// `pygmy order`.
+pub(crate) fn order(args: &OrderArgs) -> anyhow::Result<()> {
+    let shop = Shop::open(&args.customer)?;
+    let order = block_on(&shop.env, shop.store.order(args.order))??;
+    shop.print_order(&order)
+}
+
+/// `pygmy buy`.
+pub(crate) fn buy(args: &BuyArgs) -> anyhow::Result<()> {
+    let shop = Shop::open(&args.customer)?;
+    let key = args.key.clone().unwrap_or_else(|| IdempotencyKey::random(&shop.env));
+    let body = BuyBody { quantity: args.quantity, expected_cost: args.expected_cost };
+    let bought = block_on(&shop.env, shop.store.buy(args.item, body, key.clone()))?;
+    let Bought { order, replayed } = match bought {
+        Err(error) if is_unknown(&error) => {
+            return Err(error).with_context(|| ask_again(args, &key));
+        }
+        bought => bought?,
+    };
+    shop.print_order(&order)?;
+    if replayed {
+        eprintln!("this order was made by an earlier request with the key {key}");
+    }
+    Ok(())
+}
+
+fn is_unknown(error: &StoreError) -> bool {
+    matches!(error, StoreError::Problem(problem) if problem.code == Code::OutcomeUnknown)
+}
+
+fn ask_again(args: &BuyArgs, key: &IdempotencyKey) -> String {
+    let cost = args.expected_cost.map(|cost| format!(" --expected-cost {cost}"));
+    format!(
+        "it is not known whether item {item} was bought; ask again with `pygmy buy {item} \
+         --quantity {quantity}{cost} --key {key}`",
+        item = args.item,
+        quantity = args.quantity,
+        cost = cost.unwrap_or_default(),
+    )
+}

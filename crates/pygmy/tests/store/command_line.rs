@@ -1,0 +1,95 @@
+//! The client's and operator's commands, against a running store.
+
+use std::{
+    fs,
+    process::{Command, Output},
+};
+
+use crate::harness::{Layout, PYGMY, Store};
+
+struct CommandLine<'a> {
+    store: &'a Store,
+    servers: Vec<String>,
+}
+
+impl CommandLine<'_> {
+    async fn run(&self, arguments: &[&str]) -> (i32, String, String) {
+        let mut command = Command::new(PYGMY);
+        command.args(arguments).current_dir(self.store.dir()).env("NO_COLOR", "1");
+        if !matches!(arguments[0], "admin" | "config") {
+            for url in &self.servers {
+                command.args(["--server", url]);
+            }
+        }
+        let Output { status, stdout, stderr } =
+            tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (status.code().unwrap(), text(stdout), text(stderr))
+    }
+
+    async fn ok(&self, arguments: &[&str]) -> String {
+        let (code, out, error) = self.run(arguments).await;
+        assert_eq!(code, 0, "{arguments:?}: {out}{error}");
+        out
+    }
+
+    async fn json(&self, arguments: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.ok(arguments).await).unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_client_searches_buys_and_finds_the_order() {
+    let store = Store::start(Layout::Tiers).await;
+    let mut servers = store.public_urls();
+    // One that is gone does not matter as long as another is there.
+    servers.insert(0, "http://127.0.0.1:9".to_owned());
+    let pygmy = CommandLine { store: &store, servers };
+    let table = pygmy.ok(&["search", "Distributed Systems"]).await;
+    assert!(table.contains("RPCs for Dummies.") && table.contains("1500.00 USD"), "{table}");
+    let item = pygmy.json(&["lookup", "2", "--json"]).await;
+    assert_eq!(item["stock"], 1500);
+    let order = pygmy.json(&["buy", "2", "--quantity", "2", "--key", "mine", "--json"]).await;
+    assert_eq!((&order["stock"], &order["quantity"]), (&1498.into(), &2.into()));
+    let number = order["orderNumber"].to_string();
+    assert_eq!(pygmy.json(&["order", &number, "--json"]).await, order);
+    let again = pygmy.json(&["buy", "2", "--quantity", "2", "--key", "mine", "--json"]).await;
+    assert_eq!(again, order, "the same key is the same order");
+    let (code, _, error) = pygmy.run(&["buy", "3", "--quantity", "21"]).await;
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("out of stock"), "{error}");
+    let (code, _, error) = pygmy.run(&["lookup", "zero"]).await;
+    assert_eq!(code, 2, "wrong usage: {error}");
+}
+
+#[tokio::test]
+async fn the_client_process_and_the_test_cases_pass() {
+    let store = Store::start(Layout::Nodes).await;
+    let pygmy = CommandLine { store: &store, servers: store.public_urls() };
+    let summary = pygmy.ok(&["client"]).await;
+    assert!(!summary.is_empty());
+    let log = fs::read_to_string(store.dir().join("ClientOutput.txt")).unwrap();
+    assert!(log.contains("/search/") && log.contains("/lookup/") && log.contains("/buy/"), "{log}");
+}
+
+#[tokio::test]
+async fn an_operator_changes_stock_and_cost_and_sees_the_servers() {
+    let store = Store::start(Layout::Tiers).await;
+    let pygmy = CommandLine { store: &store, servers: store.public_urls() };
+    let config = store.config().to_string_lossy().into_owned();
+    pygmy.ok(&["admin", "--config", &config, "set-stock", "2", "5"]).await;
+    pygmy.ok(&["admin", "--config", &config, "set-cost", "2", "777"]).await;
+    let item = pygmy.json(&["lookup", "2", "--json"]).await;
+    assert_eq!((&item["stock"], &item["cost"]), (&5.into(), &777.into()));
+    let table = pygmy.ok(&["admin", "--config", &config, "status"]).await;
+    for name in ["catalog-1", "catalog-2", "catalog-3", "leader"] {
+        assert!(table.contains(name), "{table}");
+    }
+    let shown = pygmy.ok(&["config", "show", &config]).await;
+    assert!(shown.contains("catalog-1"), "{shown}");
+    fs::write(&config, fs::read_to_string(&config).unwrap() + "\n[limits]\nmax_bodies = 1\n")
+        .unwrap();
+    let (code, _, error) = pygmy.run(&["config", "check", &config]).await;
+    assert_eq!(code, 1, "{error}");
+    assert!(error.contains("unknown key `max_bodies`") && error.contains("pygmy.toml:"), "{error}");
+}

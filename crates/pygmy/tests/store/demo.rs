@@ -1,0 +1,123 @@
+//! `pygmy demo`, as a person runs it.
+
+use std::{
+    fs,
+    net::{TcpListener, TcpStream},
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+};
+
+use pygmy_protocol::Env;
+
+use crate::harness::{PYGMY, free_ports, until};
+
+fn demo(dir: &Path, base_port: u16, more: &[&str]) -> Command {
+    let mut command = Command::new(PYGMY);
+    command
+        .arg("demo")
+        .arg("--dir")
+        .arg(dir)
+        .args(["--base-port", &base_port.to_string()])
+        .args(more);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Process ids of all servers whose configuration is in `dir`.
+fn servers_of(dir: &Path) -> Vec<u32> {
+    let config = dir.join("pygmy.toml").to_string_lossy().into_owned();
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let id: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        let arguments = fs::read_to_string(format!("/proc/{id}/cmdline")).ok()?;
+        (arguments.contains("\0serve\0") && arguments.contains(&config)).then_some(id)
+    });
+    processes.collect()
+}
+
+fn signal(child: &Child, signal: rustix::process::Signal) {
+    rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
+}
+
+async fn ended(mut child: Child) -> Output {
+    // Its pipes hold more than it prints, so it never waits for us.
+    let cell = std::cell::RefCell::new(&mut child);
+    until("the demo ends", async || cell.borrow_mut().try_wait().unwrap()).await;
+    child.wait_with_output().unwrap()
+}
+
+#[tokio::test]
+async fn the_demo_sells_a_book_and_leaves_nothing_behind() {
+    for (layout, count, signal_kind) in
+        [("tiers", 9, rustix::process::Signal::INT), ("nodes", 3, rustix::process::Signal::TERM)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = fs::canonicalize(dir.path()).unwrap();
+        let base = free_ports(&Env::production(), 20);
+        let child = demo(&dir, base, &["--client", "--layout", layout]).spawn().unwrap();
+        until("the test cases are written", async || {
+            let tests = fs::read_to_string(dir.join("tests.txt")).ok()?;
+            tests.contains("passed").then_some(())
+        })
+        .await;
+        assert_eq!(servers_of(&dir).len(), count);
+        signal(&child, signal_kind);
+        let output = ended(child).await;
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{printed}");
+        assert_eq!(servers_of(&dir), Vec::<u32>::new());
+        assert!(TcpStream::connect(("127.0.0.1", base + 1)).is_err(), "its ports are free again");
+
+        let tests = fs::read_to_string(dir.join("tests.txt")).unwrap();
+        assert!(tests.contains("PASS") && !tests.contains("FAIL"), "{tests}");
+        let client = fs::read_to_string(dir.join("ClientOutput.txt")).unwrap();
+        assert!(
+            client.contains("/buy/") && client.contains("/lookup/") && client.contains("/search/")
+        );
+        for shown in [" search ", " buy ", " admin status "] {
+            assert!(printed.contains(shown), "it shows what to try: {printed}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_killed_demo_leaves_nothing_behind_and_its_data_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = fs::canonicalize(dir.path()).unwrap();
+    let base = free_ports(&Env::production(), 20);
+    for round in 0..2 {
+        let child = demo(&dir, base, &["--layout", "nodes"]).spawn().unwrap();
+        let url = format!("http://127.0.0.1:{}", base + 1);
+        let order = (round + 1).to_string();
+        until("a book is bought", async || {
+            let bought = Command::new(PYGMY)
+                .args(["buy", "2", "--server", &url, "--json"])
+                .output()
+                .unwrap();
+            bought.status.success().then_some(())
+        })
+        .await;
+        let found = Command::new(PYGMY)
+            .args(["order", &order, "--server", &url, "--json"])
+            .output()
+            .unwrap();
+        assert!(found.status.success(), "orders count on over a restart");
+        signal(&child, rustix::process::Signal::KILL);
+        ended(child).await;
+        until("the servers have followed", async || servers_of(&dir).is_empty().then_some(()))
+            .await;
+    }
+}
+
+#[tokio::test]
+async fn a_taken_port_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let base = free_ports(&Env::production(), 20);
+    let _taken = TcpListener::bind(("127.0.0.1", base + 3)).unwrap();
+    let output = demo(dir.path(), base, &[]).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains(&(base + 3).to_string()), "{error}");
+    assert!(error.contains("catalog-2"), "and who wants it: {error}");
+    assert!(error.contains("--base-port"), "and what to do: {error}");
+    assert_eq!(servers_of(dir.path()), Vec::<u32>::new());
+}

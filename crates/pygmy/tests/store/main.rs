@@ -1,0 +1,14 @@
+//! The whole store, as real processes on real disks and sockets.
+//!
+//! [`harness`] starts servers from a configuration of its own on free ports, kills and restarts
+//! them, and asks them as a client would.
+#![allow(clippy::unwrap_used, reason = "a test fails where it is surprised")]
+#![allow(clippy::disallowed_methods, reason = "tests run on the real machine")]
+
+mod harness;
+
+mod bad_input;
+mod command_line;
+mod demo;
+mod failures;
+mod selling;
