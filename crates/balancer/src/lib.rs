@@ -102,7 +102,7 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
     let probes = server.probes(&readiness);
     let routes = Routes { env: env.clone(), server, readiness, registry, forwarder };
     let router = wrap(internal(routes.into_router(), &secret), env, &limits, &probes);
-    Ok(Tier { router, tasks: vec![probing] })
+    Ok(Tier { router, tasks: vec![probing], background: Vec::new() })
 }
 
 /// Starts a balancer and serves it on `listener` until `shutdown`.

@@ -178,17 +178,20 @@ impl Incoming {
     }
 
     /// A damaged snapshot must not reach Raft: there it would end the node.
-    fn verified(&self) -> Result<(), TransferError> {
+    async fn verify(&self, shared: &Shared) -> Result<(), TransferError> {
         if self.received < self.bytes {
             return Err(TransferError::Length { bytes: self.bytes, received: self.received });
         }
-        self.file.verify()?;
-        Ok(())
+        let file = self.file.clone();
+        match shared.check(move || file.verify()).await {
+            Some(verified) => Ok(verified.map(|_| ())?),
+            None => Err(TransferError::OutOfOrder("the replica is stopping")),
+        }
     }
 }
 
 async fn install(shared: &Shared, incoming: Incoming) -> Reply {
-    if let Err(error) = incoming.verified() {
+    if let Err(error) = incoming.verify(shared).await {
         return Reply::Failed(format!("the snapshot cannot be used: {error}"));
     }
     let Incoming { vote, meta, file, .. } = incoming;

@@ -56,7 +56,7 @@ pub(crate) async fn bootstrap(
         ));
     }
     body.items.iter().try_for_each(Item::check)?;
-    let created = !shared.leadership.borrow().initialised && found_cluster(shared, context).await?;
+    let created = shared.is_blank() && found_cluster(shared, context).await?;
     let key: IdempotencyKey = KEY.parse()?;
     let request = Request { key, command: Command::AddItems { items: body.items } };
     match shared.queue.write(request, context.deadline).await? {

@@ -58,7 +58,7 @@ pub struct Settings {
     pub log_cache_bytes: usize,
     /// Size at which `requests.txt` is rotated, in bytes.
     pub requests_log_bytes: u64,
-    /// Files of `requests.txt` that are kept, the current one included.
+    /// Rotated files of `requests.txt` that are kept beside the current one.
     pub requests_log_files: usize,
 }
 
@@ -118,6 +118,9 @@ impl Settings {
             enable_pre_vote: Some(true),
             // A leader that was restarted must win an election like everybody else.
             enable_leader_restore: Some(false),
+            // A leader that can reach no majority falls silent for a while, so that those who can
+            // are free to elect another (openraft issue 2080). The least that is allowed.
+            quorum_loss_probe_interval: Some(2 * self.election_timeout_max_ms),
             // Requests are batched before they get here; lingering would only add latency.
             api_batch_linger_ms: 0,
             // Snapshots are asked for by size, see `compact.rs`.

@@ -3,10 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use openraft::{Instant, async_runtime::WatchReceiver};
-use pygmy_protocol::{
-    http::{Fatal, Shutdown},
-    registration::Registration,
-};
+use pygmy_protocol::{http::Fatal, registration::Registration};
 use tokio::sync::watch;
 
 use crate::{raft::CatalogRaft, replica::Shared};
@@ -33,24 +30,24 @@ pub(crate) struct Leader {
 }
 
 /// Follows Raft's own view and passes it on: to the gate, to the balancers, and to whoever holds
-/// a receiver of `leadership`. Ends with shutdown, or with the error that ended Raft.
+/// a receiver of `leadership`. Ends with what ended Raft.
 pub(crate) async fn follow_raft(
     shared: Arc<Shared>,
     leadership: watch::Sender<Leadership>,
     registration: Arc<watch::Sender<Registration>>,
-    mut shutdown: Shutdown,
-) -> Result<(), Fatal> {
+) -> Fatal {
     let Shared { env, raft, gate, lease, .. } = &*shared;
     let mut metrics = raft.metrics();
     loop {
-        let (now, has_quorum) = view(raft, *lease)?;
-        let leads = now.leader.as_ref().is_some_and(|leader| leader.is_me) && has_quorum;
-        if leads {
-            gate.lead(now.term);
-        } else {
-            gate.follow();
+        let View { now, leads_term, has_quorum } = match view(raft, *lease) {
+            Ok(view) => view,
+            Err(fatal) => return fatal,
+        };
+        match leads_term {
+            Some(term) => gate.lead(term, has_quorum),
+            None => gate.follow(),
         }
-        let leads_term = leads.then_some(now.term);
+        let leads_term = leads_term.filter(|_| has_quorum);
         registration
             .send_if_modified(|r| std::mem::replace(&mut r.leads_term, leads_term) != leads_term);
         leadership.send_if_modified(|known| {
@@ -63,9 +60,8 @@ pub(crate) async fn follow_raft(
         });
         tokio::select! {
             biased;
-            () = shutdown.stopped() => return Ok(()),
             changed = metrics.changed() => if changed.is_err() {
-                return Err(Fatal("Raft has ended".to_owned()));
+                return Fatal("Raft has ended".to_owned());
             },
             // A majority is lost by silence, which changes nothing.
             () = env.sleep(*lease / 3) => {}
@@ -82,22 +78,32 @@ fn tell(now: &Leadership) {
     }
 }
 
-/// What Raft knows now, and whether a majority answered this replica within the lease.
-fn view(raft: &CatalogRaft, lease: Duration) -> Result<(Leadership, bool), Fatal> {
+struct View {
+    now: Leadership,
+    /// The term in which this replica leads, if it does.
+    leads_term: Option<u64>,
+    /// Whether a majority answered this replica within the lease.
+    has_quorum: bool,
+}
+
+fn view(raft: &CatalogRaft, lease: Duration) -> Result<View, Fatal> {
     let metrics = raft.metrics();
     let metrics = metrics.borrow_watched();
     if let Err(fatal) = &metrics.running_state {
         return Err(Fatal(format!("Raft has ended: {fatal}")));
     }
-    let membership = metrics.membership_config.membership();
+    let (term, membership) = (metrics.current_term, metrics.membership_config.membership());
+    let alone = membership.voter_ids().count() == 1;
+    let acknowledged = metrics.last_quorum_acked.map(|at| at.into_inner());
+    let has_quorum = alone || acknowledged.is_none_or(|at| at.elapsed() <= lease);
     let leader = metrics.current_leader.and_then(|id| {
         let node = membership.get_node(&id)?;
         let is_me = id == metrics.id && metrics.state.is_leader();
         Some(Leader { id, name: node.name.clone(), url: node.url.clone(), is_me })
     });
+    let leads_term = leader.as_ref().filter(|leader| leader.is_me).map(|_| term);
+    // One that reaches no majority leads nobody: what it is asked, another may do.
+    let leader = leader.filter(|leader| !leader.is_me || has_quorum);
     let initialised = membership.nodes().next().is_some();
-    let alone = membership.voter_ids().count() == 1;
-    let acknowledged = metrics.last_quorum_acked.map(|at| at.into_inner());
-    let has_quorum = alone || acknowledged.is_none_or(|at| at.elapsed() <= lease);
-    Ok((Leadership { term: metrics.current_term, initialised, leader }, has_quorum))
+    Ok(View { now: Leadership { term, initialised, leader }, leads_term, has_quorum })
 }

@@ -13,7 +13,7 @@
 //! Raft itself is openraft, behind [`raft`]'s types and runtime, [`peer`]'s network and
 //! [`leadership`]'s view of it. [`replica`] puts everything together; [`bootstrap`] makes a
 //! cluster of blank replicas, once; [`compact`] keeps the log short; [`ready`] says when a replica
-//! wants traffic; [`identity`] binds a data directory to one Raft id for its whole life.
+//! wants traffic; [`retire`] hands the leadership over before it leaves; [`identity`] binds a data directory to one Raft id for its whole life.
 
 mod config;
 mod routes;
@@ -36,6 +36,7 @@ mod identity;
 mod leadership;
 mod ready;
 mod replica;
+mod retire;
 
 #[cfg(test)]
 mod storage_suite;
@@ -57,7 +58,7 @@ pub async fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier
     let started = replica::start(config, env, &shutdown).await?;
     let router = routes::routes(std::sync::Arc::clone(&started.shared));
     let router = wrap(router, env, &server.limits, &server.probes(&started.readiness));
-    Ok(Tier { router, tasks: started.tasks })
+    Ok(Tier { router, tasks: started.tasks, background: started.background })
 }
 
 /// Runs a replica on `listener` until `shutdown`.

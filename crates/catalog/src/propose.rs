@@ -12,10 +12,12 @@ use pygmy_protocol::{
     Problem,
     command::{Outcome, Request},
     env::{Env, Instant},
+    http::Fatal,
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::{
+    leadership::Leader,
     peer::{LinkError, Message, Reply},
     raft::Batch,
     replica::Shared,
@@ -100,13 +102,12 @@ impl Queue {
     }
 }
 
-/// Gathers batches and hands them over, until the queue is closed.
-pub(crate) async fn run_batches(shared: Arc<Shared>, mut queue: mpsc::Receiver<Waiting>) {
+/// Gathers batches and hands them over.
+pub(crate) async fn run_batches(shared: Arc<Shared>, mut queue: mpsc::Receiver<Waiting>) -> Fatal {
     let under_way = Arc::new(Semaphore::new(BATCHES_UNDER_WAY));
     let most = shared.settings.batch_requests_max;
     while let Some(first) = queue.recv().await {
-        // Closed never: it lives here.
-        let Ok(permit) = Arc::clone(&under_way).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&under_way).acquire_owned().await else { break };
         for _ in 0..YIELDS {
             tokio::task::yield_now().await;
         }
@@ -123,6 +124,9 @@ pub(crate) async fn run_batches(shared: Arc<Shared>, mut queue: mpsc::Receiver<W
             drop(permit);
         });
     }
+    // Neither the queue nor the semaphore is ever closed: `shared` holds one, this function the
+    // other.
+    Fatal("the queue of requests was closed".to_owned())
 }
 
 /// What one attempt at a batch came to.
@@ -175,11 +179,17 @@ fn answer(batch: Vec<Waiting>, outcomes: Vec<Outcome>, maybe_done: Option<&str>)
         // After an attempt whose end is not known, a refusal proves nothing: that attempt may
         // still be done after this one.
         let result = match maybe_done {
-            Some(why) if outcome.problem().is_some() => Err(WriteError::Unknown(why.to_owned())),
+            Some(why) if proves_nothing(&outcome) => Err(WriteError::Unknown(why.to_owned())),
             _ => Ok(outcome),
         };
         let _ = waiting.reply.send(result);
     }
+}
+
+/// Whether the request may still be done after this outcome, by an earlier attempt. Not if its key
+/// belongs to another request: that stays so.
+fn proves_nothing(outcome: &Outcome) -> bool {
+    outcome.problem().is_some() && *outcome != Outcome::KeyReused
 }
 
 async fn attempt(shared: &Shared, batch: &[Waiting], limit: Duration) -> Attempt {
@@ -188,20 +198,31 @@ async fn attempt(shared: &Shared, batch: &[Waiting], limit: Duration) -> Attempt
     match leader {
         None => Attempt::NotDone("there is no leader".to_owned()),
         Some(leader) if leader.is_me => propose(shared, requests, limit).await,
-        Some(leader) => {
-            let deadline_ms = limit.as_millis() as u64;
-            let link = shared.links.to(leader.id, &leader.url);
-            match link.call(Message::Forward { requests, deadline_ms }, limit).await {
-                Ok(Reply::Outcomes(outcomes)) => Attempt::Done(outcomes),
-                Ok(Reply::NotLeader) => {
-                    Attempt::NotDone(format!("{} does not lead any more", leader.name))
-                }
-                Ok(Reply::Unknown(why)) => Attempt::Unknown(why),
-                Ok(_) => Attempt::Unknown(format!("{} gave a strange reply", leader.name)),
-                Err(LinkError::NotSent(why)) => Attempt::NotDone(why),
-                Err(LinkError::NoReply(why)) => Attempt::Unknown(why),
-            }
-        }
+        Some(leader) => tokio::select! {
+            biased;
+            attempt = forward(shared, &leader, requests, limit) => attempt,
+            // It may hang, and somebody else leads now: ask there instead of waiting.
+            () = shared.leader_changed(&leader) => Attempt::Unknown("the leader changed".to_owned()),
+        },
+    }
+}
+
+/// Hands `requests` to the leader.
+async fn forward(
+    shared: &Shared,
+    leader: &Leader,
+    requests: Vec<Request>,
+    limit: Duration,
+) -> Attempt {
+    let deadline_ms = limit.as_millis() as u64;
+    let link = shared.links.to(leader.id, &leader.url);
+    match link.call(Message::Forward { requests, deadline_ms }, limit).await {
+        Ok(Reply::Outcomes(outcomes)) => Attempt::Done(outcomes),
+        Ok(Reply::NotLeader) => Attempt::NotDone(format!("{} does not lead any more", leader.name)),
+        Ok(Reply::Unknown(why)) => Attempt::Unknown(why),
+        Ok(_) => Attempt::Unknown(format!("{} gave a strange reply", leader.name)),
+        Err(LinkError::NotSent(why)) => Attempt::NotDone(why),
+        Err(LinkError::NoReply(why)) => Attempt::Unknown(why),
     }
 }
 

@@ -10,6 +10,7 @@ use openraft::ReadPolicy;
 use pygmy_protocol::{
     Problem,
     env::{Env, Instant},
+    http::Fatal,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -58,7 +59,7 @@ impl Rounds {
 }
 
 /// Does one round after the other while reads wait.
-pub(crate) async fn run_rounds(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Waiter>) {
+pub(crate) async fn run_rounds(shared: Arc<Shared>, mut waiting: mpsc::Receiver<Waiter>) -> Fatal {
     while let Some(first) = waiting.recv().await {
         let mut waiters = vec![first];
         while let Ok(next) = waiting.try_recv() {
@@ -74,6 +75,8 @@ pub(crate) async fn run_rounds(shared: Arc<Shared>, mut waiting: mpsc::Receiver<
             let _ = waiter.send(result.clone());
         }
     }
+    // Never: `shared` holds the other end.
+    Fatal("the queue of reads was closed".to_owned())
 }
 
 async fn round(shared: &Shared) -> Result<Fresh, String> {
@@ -83,7 +86,12 @@ async fn round(shared: &Shared) -> Result<Fresh, String> {
         return leader_round(shared).await;
     }
     let link = shared.links.to(leader.id, &leader.url);
-    match link.call(Message::ReadIndex, ROUND_TIMEOUT).await {
+    let reply = tokio::select! {
+        biased;
+        reply = link.call(Message::ReadIndex, ROUND_TIMEOUT) => reply,
+        () = shared.leader_changed(&leader) => return Err("the leader changed".to_owned()),
+    };
+    match reply {
         Ok(Reply::ReadIndex { index, released }) => Ok(Fresh { index, released }),
         Ok(Reply::Failed(why)) => Err(why),
         Ok(_) => Err(format!("{} does not lead any more", leader.name)),

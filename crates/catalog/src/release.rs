@@ -5,10 +5,12 @@
 //! entry when all of them acknowledged it. Answers wait in [`Gate::await_released`]: a buy for the
 //! index of its own entry, a read for the index of the state that it saw.
 //!
-//! A front end that does not acknowledge within the lease is gone for the leader: its session is
-//! closed, and it serves nothing from its cache once it has heard nothing for that long. That is
-//! the `eventual` protocol: a front end that is paused with unread messages may serve a stale
-//! entry when it wakes. Leases close that gap; they take the place of [`Session::is_late`].
+//! A front end that does not acknowledge within the lease, or whose connection broke, is gone for
+//! the leader: it serves nothing from its cache once it has heard nothing for the time of the
+//! lease, and so long its session still holds releases back ([`Gate::close_session`]). One that
+//! closed its stream by itself has dropped its cache before. This is the `eventual` protocol: a
+//! front end that is paused with unread messages may serve a stale entry when it wakes, and a new
+//! leader does not know the sessions of the old one. Leases close both gaps.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -57,6 +59,7 @@ struct State {
     leading: Option<Leading>,
     led: u64,
     released: u64,
+    sessions_opened: u64,
 }
 
 struct Leading {
@@ -64,12 +67,18 @@ struct Leading {
     /// Whether an entry of this term is applied: before that the leader neither releases nor
     /// opens sessions.
     established: bool,
-    sessions: BTreeMap<u128, Session>,
+    /// Whether a majority answers. A leader that is not sure of that vouches for no cache.
+    has_quorum: bool,
+    /// By a number that is never used again: a late word about a session is not taken for another.
+    sessions: BTreeMap<u64, Session>,
 }
 
 struct Session {
     name: String,
-    outgoing: mpsc::Sender<FromCatalog>,
+    /// The front-end process.
+    nonce: u128,
+    /// Nobody reads any more if it is `None`, but the front end may still serve what it has.
+    outgoing: Option<mpsc::Sender<FromCatalog>>,
     /// Sent and not acknowledged, oldest first, with the time of sending.
     unacknowledged: VecDeque<(u64, Instant)>,
 }
@@ -94,6 +103,7 @@ pub(crate) enum NoSession {
 
 /// What a new session begins with.
 pub(crate) struct Opened {
+    pub(crate) session: u64,
     pub(crate) term: u64,
     pub(crate) base: u64,
     /// Ends when the session is closed by the leader.
@@ -116,24 +126,34 @@ impl Gate {
         let mut state = self.lock();
         state.applied = log_id.index;
         state.applied_term = log_id.committed_leader_id().term;
-        let now = self.env.now();
+        let (term, now) = (state.applied_term, self.env.now());
+        // An entry of a later term: somebody else leads, and knows what is released.
+        state.leading.take_if(|leading| leading.term < term);
         if let Some(leading) = &mut state.leading
             && leading.established
             && !keys.is_empty()
         {
             let message = FromCatalog::Invalidate { index: log_id.index, keys };
-            leading.sessions.retain(|_, session| session.send(&message, log_id.index, now));
+            leading.sessions.values_mut().for_each(|s| s.send(&message, log_id.index, now));
         }
         self.settle(state);
     }
 
-    /// This replica leads in `term`. Sessions of an earlier term end.
-    pub(crate) fn lead(&self, term: u64) {
+    /// This replica leads in `term`, and a majority answers it or not. Sessions of an earlier
+    /// term end.
+    pub(crate) fn lead(&self, term: u64, has_quorum: bool) {
         let mut state = self.lock();
-        if state.leading.as_ref().is_none_or(|leading| leading.term != term) {
-            let sessions = BTreeMap::new();
-            state.leading = Some(Leading { term, established: false, sessions });
-            state.led = term;
+        if state.applied_term > term {
+            // Raft is about to hear of its successor.
+            return;
+        }
+        match &mut state.leading {
+            Some(leading) if leading.term == term => leading.has_quorum = has_quorum,
+            leading => {
+                let sessions = BTreeMap::new();
+                *leading = Some(Leading { term, established: false, has_quorum, sessions });
+                state.led = term;
+            }
         }
         self.settle(state);
     }
@@ -152,30 +172,33 @@ impl Gate {
         self.settle(state);
     }
 
-    /// Opens the session of a front-end process. An earlier one of the same process ends.
+    /// Opens the session of a front-end process. An earlier one of the same process ends: it has
+    /// dropped its cache before it asked for another.
     pub(crate) fn open_session(&self, name: &str, nonce: u128) -> Result<Opened, NoSession> {
         let mut state = self.lock();
-        let (base, now) = (state.applied, self.env.now());
-        let leading =
-            state.leading.as_mut().filter(|l| l.established).ok_or(NoSession::NotLeader)?;
-        leading.sessions.remove(&nonce);
+        state.sessions_opened += 1;
+        let (session, base, now) = (state.sessions_opened, state.applied, self.env.now());
+        let sure = |leading: &&mut Leading| leading.established && leading.has_quorum;
+        let leading = state.leading.as_mut().filter(sure).ok_or(NoSession::NotLeader)?;
+        leading.sessions.retain(|_, other| other.nonce != nonce);
         if leading.sessions.len() >= MAX_SESSIONS {
             return Err(NoSession::TooMany);
         }
         let (sender, outgoing) = mpsc::channel(WAITING_MESSAGES);
         // It holds back releases from here on, until it has dropped what it had.
         let unacknowledged = VecDeque::from([(base, now)]);
-        let session = Session { name: name.to_owned(), outgoing: sender, unacknowledged };
-        leading.sessions.insert(nonce, session);
+        let name = name.to_owned();
+        let opened = Session { name, nonce, outgoing: Some(sender), unacknowledged };
+        leading.sessions.insert(session, opened);
         let term = leading.term;
         self.settle(state);
-        Ok(Opened { term, base, outgoing })
+        Ok(Opened { session, term, base, outgoing })
     }
 
     /// A front end has dropped everything up to `index`.
-    pub(crate) fn acknowledged(&self, nonce: u128, index: u64) {
+    pub(crate) fn acknowledged(&self, session: u64, index: u64) {
         let mut state = self.lock();
-        if let Some(session) = state.leading.as_mut().and_then(|l| l.sessions.get_mut(&nonce)) {
+        if let Some(session) = state.session_mut(session) {
             while session.unacknowledged.front().is_some_and(|(sent, _)| *sent <= index) {
                 session.unacknowledged.pop_front();
             }
@@ -183,27 +206,39 @@ impl Gate {
         self.settle(state);
     }
 
-    /// A front end is gone: it drops its cache by itself.
-    pub(crate) fn close_session(&self, nonce: u128, term: u64) {
+    /// The stream of a front end has ended, and it may not know: what it has not acknowledged,
+    /// and what comes, is held back until [`Gate::forget_session`].
+    pub(crate) fn close_session(&self, session: u64) {
+        if let Some(session) = self.lock().session_mut(session) {
+            session.outgoing = None;
+        }
+    }
+
+    /// A front end serves nothing any more of what it had.
+    pub(crate) fn forget_session(&self, session: u64) {
         let mut state = self.lock();
-        if let Some(leading) = state.leading.as_mut().filter(|l| l.term == term) {
-            leading.sessions.remove(&nonce);
+        if let Some(leading) = &mut state.leading {
+            leading.sessions.remove(&session);
         }
         self.settle(state);
     }
 
     /// Whether the front end has left a message unacknowledged for longer than `limit`.
-    pub(crate) fn is_late(&self, nonce: u128, limit: Duration) -> bool {
-        let state = self.lock();
-        let session = state.leading.as_ref().and_then(|l| l.sessions.get(&nonce));
-        session.is_some_and(|s| s.is_late(self.env.now(), limit))
+    pub(crate) fn is_late(&self, session: u64, limit: Duration) -> bool {
+        let now = self.env.now();
+        self.lock().session_mut(session).is_some_and(|session| session.is_late(now, limit))
     }
 
-    /// Names of the front ends with a session.
+    /// Whether the leader may tell front ends that it is still there.
+    pub(crate) fn has_quorum(&self) -> bool {
+        self.lock().leading.as_ref().is_some_and(|leading| leading.has_quorum)
+    }
+
+    /// Names of the front ends that listen.
     pub(crate) fn front_ends(&self) -> Vec<String> {
         let state = self.lock();
-        let sessions = state.leading.iter().flat_map(|l| l.sessions.values());
-        sessions.map(|s| s.name.clone()).collect()
+        let sessions = state.leading.iter().flat_map(|leading| leading.sessions.values());
+        sessions.filter(|s| s.outgoing.is_some()).map(|s| s.name.clone()).collect()
     }
 
     /// Waits until `index` is in the database. The caller sets the limit.
@@ -237,7 +272,7 @@ impl Gate {
     /// Works out what is released, and tells the waiters if anything changed. The state stays
     /// locked until they are told, so that they see changes in their order.
     fn settle(&self, mut state: MutexGuard<'_, State>) {
-        let State { applied, applied_term, leading, led, released } = &mut *state;
+        let State { applied, applied_term, leading, led, released, .. } = &mut *state;
         if let Some(leading) = leading {
             leading.established |= *applied_term == leading.term;
             if leading.established {
@@ -255,11 +290,20 @@ impl Gate {
     }
 }
 
+impl State {
+    fn session_mut(&mut self, session: u64) -> Option<&mut Session> {
+        self.leading.as_mut()?.sessions.get_mut(&session)
+    }
+}
+
 impl Session {
-    /// Queues a message; `false` ends the session, because the front end reads too slowly.
-    fn send(&mut self, message: &FromCatalog, index: u64, now: Instant) -> bool {
+    /// Queues a message. A front end that reads too slowly hears no more: its stream ends.
+    fn send(&mut self, message: &FromCatalog, index: u64, now: Instant) {
         self.unacknowledged.push_back((index, now));
-        self.outgoing.try_send(message.clone()).is_ok()
+        let sent = self.outgoing.as_ref().is_some_and(|to| to.try_send(message.clone()).is_ok());
+        if !sent {
+            self.outgoing = None;
+        }
     }
 
     /// The last index that may be released as far as this front end is concerned.
@@ -289,7 +333,7 @@ mod tests {
     /// A gate of the leader of term 1 that has applied the first entry of its term at index 1.
     fn leading() -> Gate {
         let gate = Gate::new(&Env::production());
-        gate.lead(1);
+        gate.lead(1, true);
         gate.applied(log_id(1, 1), Vec::new());
         gate
     }
@@ -307,7 +351,7 @@ mod tests {
         let mut sessions = Vec::new();
         for nonce in [1, 2] {
             let opened = gate.open_session("frontend", nonce).unwrap();
-            gate.acknowledged(nonce, opened.base);
+            gate.acknowledged(opened.session, opened.base);
             sessions.push(opened);
         }
         gate.applied(log_id(1, 2), item(7));
@@ -315,9 +359,9 @@ mod tests {
             let message = session.outgoing.try_recv().unwrap();
             assert_eq!(message, FromCatalog::Invalidate { index: 2, keys: item(7) });
         }
-        gate.acknowledged(1, 2);
+        gate.acknowledged(sessions[0].session, 2);
         assert_eq!(gate.await_released(1, 2, NO_TIME).await, Err(NotReleased::TimedOut));
-        gate.acknowledged(2, 2);
+        gate.acknowledged(sessions[1].session, 2);
         gate.await_released(1, 2, LIMIT).await.unwrap();
     }
 
@@ -327,24 +371,62 @@ mod tests {
         let opened = gate.open_session("frontend-1", 1).unwrap();
         gate.applied(log_id(1, 2), Vec::new());
         assert_eq!(gate.await_released(1, 2, NO_TIME).await, Err(NotReleased::TimedOut));
-        gate.acknowledged(1, opened.base);
+        gate.acknowledged(opened.session, opened.base);
         gate.await_released(1, 2, LIMIT).await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_front_end_that_is_gone_holds_back_nothing() {
+    async fn a_broken_stream_holds_back_until_the_front_end_is_forgotten() {
         let gate = leading();
-        let _opened = gate.open_session("frontend-1", 1).unwrap();
+        let opened = gate.open_session("frontend-1", 1).unwrap();
+        gate.acknowledged(opened.session, opened.base);
+        gate.close_session(opened.session);
         gate.applied(log_id(1, 2), item(7));
-        gate.close_session(1, 1);
+        assert_eq!(gate.await_released(1, 2, NO_TIME).await, Err(NotReleased::TimedOut));
+        assert!(gate.front_ends().is_empty());
+        gate.forget_session(opened.session);
         gate.await_released(1, 2, LIMIT).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_late_word_about_an_old_session_does_not_touch_the_new_one() {
+        let gate = leading();
+        let old = gate.open_session("frontend-1", 1).unwrap();
+        let new = gate.open_session("frontend-1", 1).unwrap();
+        gate.acknowledged(new.session, new.base);
+        gate.applied(log_id(1, 2), item(7));
+        gate.acknowledged(old.session, 2);
+        gate.forget_session(old.session);
+        assert_eq!(gate.await_released(1, 2, NO_TIME).await, Err(NotReleased::TimedOut));
+        gate.acknowledged(new.session, 2);
+        gate.await_released(1, 2, LIMIT).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_entry_of_a_later_term_ends_the_leadership() {
+        let gate = leading();
+        gate.open_session("frontend-1", 1).unwrap();
+        gate.applied(log_id(2, 2), item(7));
+        assert_eq!(gate.progress().leads, None);
+        assert!(gate.progress().released < 2, "only the new leader knows");
+        gate.lead(1, true);
+        assert_eq!(gate.progress().leads, None, "Raft's word was late");
+    }
+
+    #[tokio::test]
+    async fn a_leader_without_a_majority_opens_no_session() {
+        let gate = leading();
+        gate.lead(1, false);
+        let refused = gate.open_session("frontend-1", 1).err();
+        assert_eq!(refused, Some(NoSession::NotLeader));
+        assert!(!gate.has_quorum());
     }
 
     #[tokio::test]
     async fn no_session_before_an_entry_of_the_own_term() {
         let gate = Gate::new(&Env::production());
         gate.applied(log_id(1, 5), Vec::new());
-        gate.lead(2);
+        gate.lead(2, true);
         assert_eq!(gate.open_session("frontend-1", 1).err(), Some(NoSession::NotLeader));
         gate.applied(log_id(2, 6), Vec::new());
         assert_eq!(gate.open_session("frontend-1", 1).unwrap().base, 6);

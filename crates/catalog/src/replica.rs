@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use openraft::async_runtime::WatchReceiver;
 use pygmy_client::ServerConfig;
 use pygmy_protocol::{
     env::{Env, Worker},
@@ -24,7 +23,7 @@ use crate::{
     Config, ReplicaAddress, Settings,
     compact::compact_log,
     identity::DataDir,
-    leadership::{Leadership, follow_raft},
+    leadership::{Leader, Leadership, follow_raft},
     log::{LogConfig, LogStore},
     peer::{Link, PeerNetwork},
     propose::{Queue, run_batches},
@@ -32,13 +31,17 @@ use crate::{
     read::{Rounds, run_rounds},
     ready::watch_readiness,
     release::Gate,
-    state::{AppliedHook, Read, Reader, SnapshotStore, StateConfig, StateError, StateMachine},
+    retire::hand_over,
+    state::{AppliedHook, Reader, SnapshotStore, StateConfig, StateMachine},
 };
 
 /// Pages of SQLite's write-ahead log at which it is checkpointed, and how many more a replica may
 /// wait. Measured: 5 to 8 ms at 1000 pages, less at fewer, but more often.
 const CHECKPOINT_PAGES: u32 = 800;
 const CHECKPOINT_STAGGER: u64 = 400;
+/// A leader that has heard of no majority for the time of the lease vouches for no cache: several
+/// heartbeats must fit, or a late one would empty all of them.
+const LEASE_HEARTBEATS: u64 = 4;
 /// Where the log lives in the data directory.
 const LOG_DIR: &str = "raft-log";
 
@@ -60,8 +63,8 @@ pub(crate) struct Shared {
     pub(crate) links: Links,
     pub(crate) queue: Queue,
     pub(crate) rounds: Rounds,
-    /// Checks the whole database, for `GET /verify`.
-    pub(crate) verifier: Worker<oneshot::Sender<Result<Read<()>, StateError>>>,
+    /// Does checks of whole files, one after the other.
+    pub(crate) checks: Worker<Check>,
     /// Held as long as the replica lives.
     _dir: DataDir,
 }
@@ -74,12 +77,21 @@ pub(crate) struct Links {
     by_id: Mutex<BTreeMap<u64, Arc<Link>>>,
 }
 
+/// Work that reads a lot and is asked for rarely.
+pub(crate) type Check = Box<dyn FnOnce() + Send>;
+
 impl Links {
     /// The link to a replica.
     pub(crate) fn to(&self, id: u64, url: &str) -> Arc<Link> {
         let mut links = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
-        let link = || Arc::new(Link::new(&self.env, url, self.id, id, &self.secret));
-        Arc::clone(links.entry(id).or_insert_with(link))
+        match links.get(&id) {
+            Some(link) if link.url() == url => Arc::clone(link),
+            _ => {
+                let link = Arc::new(Link::new(&self.env, url, self.id, id, &self.secret));
+                links.insert(id, Arc::clone(&link));
+                link
+            }
+        }
     }
 }
 
@@ -101,6 +113,7 @@ pub(crate) struct Started {
     pub(crate) shared: Arc<Shared>,
     pub(crate) readiness: Readiness,
     pub(crate) tasks: Vec<JoinHandle<Result<(), Fatal>>>,
+    pub(crate) background: Vec<JoinHandle<Fatal>>,
 }
 
 /// Opens the data directory and starts the replica.
@@ -112,6 +125,13 @@ pub(crate) async fn start(
     let fatal = |error: &dyn std::fmt::Display| Fatal(error.to_string());
     config.settings.check().map_err(|e| fatal(&format!("[catalog] {e}")))?;
     let Config { server, dir, replicas, lease_ms, settings } = config;
+    if lease_ms < LEASE_HEARTBEATS * settings.raft_heartbeat_ms {
+        return Err(Fatal(format!(
+            "lease_ms is {lease_ms}; it must be at least {LEASE_HEARTBEATS} times raft_heartbeat_ms, \
+             which is {}",
+            settings.raft_heartbeat_ms
+        )));
+    }
     let mut data_dir = DataDir::open(env, &dir, &server.name).map_err(|e| fatal(&e))?;
     let log_dir = dir.join(LOG_DIR);
     let log_was_there = env.files.exists(&log_dir).map_err(|e| fatal(&e))?;
@@ -145,14 +165,9 @@ pub(crate) async fn start(
     let (rounds, reads) = Rounds::new();
     let links =
         Links { env: env.clone(), id, secret: server.secret.clone(), by_id: Mutex::default() };
-    let verified = reader.clone();
-    let verifier =
-        Worker::start(env, "verify", move |waiting: &mut VecDeque<oneshot::Sender<_>>| {
-            for done in waiting.drain(..) {
-                // Whoever asked may have given up.
-                let _ = done.send(verified.verify());
-            }
-        });
+    let checks = Worker::start(env, "checks", |waiting: &mut VecDeque<Check>| {
+        waiting.drain(..).for_each(|check| check());
+    });
     let shared = Arc::new(Shared {
         env: env.clone(),
         id,
@@ -170,53 +185,22 @@ pub(crate) async fn start(
         links,
         queue,
         rounds,
-        verifier,
+        checks,
         _dir: data_dir,
     });
-    // These two end with the process: requests in flight need them while the server drains.
-    env.spawn(run_batches(Arc::clone(&shared), waiting));
-    env.spawn(run_rounds(Arc::clone(&shared), reads));
-    let following =
-        follow_raft(Arc::clone(&shared), view, registered.registration, shutdown.clone());
+    // Requests in flight need these while the server drains.
+    let background = vec![
+        env.spawn(run_batches(Arc::clone(&shared), waiting)),
+        env.spawn(run_rounds(Arc::clone(&shared), reads)),
+        env.spawn(follow_raft(Arc::clone(&shared), view, registered.registration)),
+    ];
     let tasks = vec![
         registered.task,
-        env.spawn(following),
         env.spawn(watch_readiness(Arc::clone(&shared), readiness.clone(), shutdown.clone())),
         env.spawn(compact_log(Arc::clone(&shared), shutdown.clone())),
         env.spawn(hand_over(Arc::clone(&shared), shutdown.clone())),
     ];
-    Ok(Started { shared, readiness, tasks })
-}
-
-/// Longest wait for another replica to take over.
-const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// On shutdown a leader makes the follower that has most of the log the leader, so that buys do
-/// not wait for an election. Raft itself is not stopped: the process ends at any point anyway.
-async fn hand_over(shared: Arc<Shared>, mut shutdown: Shutdown) -> Result<(), Fatal> {
-    shutdown.stopped().await;
-    let mut leadership = shared.leadership.clone();
-    let Some(successor) = successor(&shared) else { return Ok(()) };
-    tracing::info!(successor, "handing over the leadership");
-    if let Err(error) = shared.raft.trigger().transfer_leader(successor).await {
-        tracing::warn!(%error, "the leadership cannot be handed over");
-        return Ok(());
-    }
-    let handed_over =
-        leadership.wait_for(|l| l.leader.as_ref().is_some_and(|leader| !leader.is_me));
-    if shared.env.timeout(HAND_OVER_TIMEOUT, handed_over).await.is_err() {
-        tracing::warn!("nobody has taken over the leadership in time");
-    }
-    Ok(())
-}
-
-/// The follower to hand the leadership to, if this replica leads.
-fn successor(shared: &Shared) -> Option<u64> {
-    let metrics = shared.raft.metrics();
-    let metrics = metrics.borrow_watched();
-    let replication = metrics.replication.as_ref()?;
-    let others = replication.iter().filter(|(id, _)| **id != shared.id);
-    others.max_by_key(|(_, matched)| matched.as_ref().map(|log_id| log_id.index)).map(|(id, _)| *id)
+    Ok(Started { shared, readiness, tasks, background })
 }
 
 fn state_config(settings: &Settings, name: &str) -> StateConfig {
@@ -244,6 +228,34 @@ fn check_no_gap(log: &LogStore, reader: &Reader) -> Result<(), Fatal> {
 }
 
 impl Shared {
+    /// Runs `check` on the worker for that. `None` if the worker has ended.
+    pub(crate) async fn check<T: Send + 'static>(
+        &self,
+        check: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let (done, result) = oneshot::channel();
+        self.checks.submit(Box::new(move || {
+            // Whoever gave up waiting does not need it any more.
+            if !done.is_closed() {
+                let _ = done.send(check());
+            }
+        }));
+        result.await.ok()
+    }
+
+    /// Completes when somebody else than `leader` leads, or nobody.
+    pub(crate) async fn leader_changed(&self, leader: &Leader) {
+        let mut leadership = self.leadership.clone();
+        // The sender lives as long as the process.
+        let _ = leadership.wait_for(|now| now.leader.as_ref() != Some(leader)).await;
+    }
+
+    /// Whether this replica has never belonged to a cluster.
+    pub(crate) fn is_blank(&self) -> bool {
+        // The log knows before Raft has said so.
+        !self.leadership.borrow().initialised && !self.log.holds_data()
+    }
+
     /// `GET /status`.
     pub(crate) fn status(&self) -> CatalogStatus {
         let leadership = self.leadership.borrow().clone();
@@ -252,7 +264,7 @@ impl Shared {
         CatalogStatus {
             name: self.server.name.clone(),
             id: self.id,
-            role: if !leadership.initialised {
+            role: if self.is_blank() {
                 "blank".to_owned()
             } else if is_leader {
                 "leader".to_owned()

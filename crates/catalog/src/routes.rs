@@ -21,7 +21,6 @@ use pygmy_protocol::{
     registration::CatalogStatus,
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use tokio::sync::oneshot;
 
 use crate::{
     answer::Answers,
@@ -252,17 +251,18 @@ async fn status(State(shared): Replica) -> Json<CatalogStatus> {
 /// Reads the whole database and checks what must hold in it: stock adds up, counts and the state
 /// hash are right. Takes seconds for millions of rows, while buys go on.
 async fn verify(State(shared): Replica, context: RequestContext) -> Result<Response, Problem> {
-    let (done, verified) = oneshot::channel();
-    shared.verifier.submit(done);
+    let reader = shared.reader.clone();
+    let verified = shared.check(move || reader.verify());
     match shared.env.timeout(context.remaining(&shared.env), verified).await {
-        Ok(Ok(Ok(Read { index, .. }))) => {
-            Ok(with_index(index, Json(StatusCode::OK, serde_json::json!({ "verified": true }))))
+        Ok(Some(Ok(Read { index, .. }))) => {
+            let verified = serde_json::json!({ "verified": true });
+            Ok(with_index(index, Json(StatusCode::OK, verified)))
         }
-        Ok(Ok(Err(error))) => {
+        Ok(Some(Err(error))) => {
             tracing::error!(%error, "the database does not add up");
             Err(Problem::unavailable(format!("the database does not add up: {error}")))
         }
-        Ok(Err(_)) | Err(_) => {
+        Ok(None) | Err(_) => {
             Err(Problem::unavailable("the check is not done yet; allow it more time"))
         }
     }

@@ -36,9 +36,15 @@ impl Attempts {
             }
             Ok(answer) => match answer.status {
                 StatusCode::SERVICE_UNAVAILABLE => self.last = Some(answer),
+                StatusCode::GATEWAY_TIMEOUT if !call.is_repeatable() => return Some(answer),
                 StatusCode::GATEWAY_TIMEOUT => {
                     self.maybe_done |= !call.is_read();
                     self.last = Some(answer);
+                }
+                // Not from a server of ours, but from something in between.
+                status if status.is_server_error() => {
+                    self.maybe_done |= !call.is_read();
+                    self.reason = Some(format!("the answer was {status}"));
                 }
                 StatusCode::CONFLICT | StatusCode::NOT_FOUND if self.maybe_done => {
                     return Some(self.unknown());

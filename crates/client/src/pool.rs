@@ -5,7 +5,10 @@
 //! the server had closed in the meantime costs nothing but a second try.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -60,18 +63,27 @@ impl Pool {
         }
     }
 
-    /// Sends one request and reads the whole answer. Has no deadline of its own.
-    pub(crate) async fn send(&self, mut request: Request<Full<Bytes>>) -> Result<Answer, Failure> {
+    /// Sends one request and reads the whole answer. Has no deadline of its own: `handed_over`
+    /// says to whoever gives up waiting whether the server may have seen the request.
+    pub(crate) async fn send(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        handed_over: &AtomicBool,
+    ) -> Result<Answer, Failure> {
         let _permit = self.connections.acquire().await.map_err(not_sent)?;
         for attempt in 0..=UNSENT_RETRIES {
             let mut sender = match self.take_idle().await {
                 Some(sender) if attempt < UNSENT_RETRIES => sender,
                 _ => self.connect().await?,
             };
+            handed_over.store(true, Ordering::Relaxed);
             match sender.try_send_request(request).await {
                 Ok(response) => return self.read(response, sender).await,
                 Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
+                    Some(unsent) => {
+                        handed_over.store(false, Ordering::Relaxed);
+                        request = unsent;
+                    }
                     None => return Err(Failure::Unanswered(error.into_error().to_string())),
                 },
             }

@@ -1,5 +1,8 @@
 use std::{
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,6 +17,9 @@ use crate::{
     call::{Answer, Call, Failure},
     pool::Pool,
 };
+
+/// How much longer a caller waits than it says.
+const ANSWER_TIME_MAX: Duration = Duration::from_millis(50);
 
 /// The place of a router of this process. Filled once all tiers are made, because they call one
 /// another in a circle (balancer to order to balancer).
@@ -76,19 +82,27 @@ impl Upstream {
         if limit.is_zero() {
             return Err(Failure::NotSent("the deadline has passed".to_owned()));
         }
-        let deadline = self.env.now() + limit;
+        // A little less than we wait, so that what the server knows at its deadline still arrives.
+        let deadline = self.env.now() + limit - (limit / 10).min(ANSWER_TIME_MAX);
         let context = RequestContext { deadline, ..call.context.clone() };
+        let handed_over = AtomicBool::new(false);
         let sent = match &self.target {
             Target::Local(router) => {
+                handed_over.store(true, Ordering::Relaxed);
                 self.env.timeout(limit, send_local(router, call, context)).await
             }
             Target::Remote(remote) => {
                 let request = self.request(call, &context, remote)?;
-                self.env.timeout(limit, remote.pool.send(request)).await
+                self.env.timeout(limit, remote.pool.send(request, &handed_over)).await
             }
         };
         sent.unwrap_or_else(|_| {
-            Err(Failure::Unanswered(format!("{} did not answer in time", self.url)))
+            let why = format!("{} did not answer in time", self.url);
+            Err(if handed_over.load(Ordering::Relaxed) {
+                Failure::Unanswered(why)
+            } else {
+                Failure::NotSent(why)
+            })
         })
     }
 

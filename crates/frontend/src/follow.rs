@@ -27,7 +27,7 @@ use crate::read::Reader;
 
 /// Longest wait for a catalog server to take the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest wait for the session: the leader may first have to write the front end into the log.
+/// Longest wait for the session. Generous: another try would not be faster.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// Wait before the next server is tried; doubled with each failure.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -85,18 +85,25 @@ struct Session {
     heard: Instant,
 }
 
+/// Empties the cache and serves nothing from it when it goes.
+struct CloseCache(Arc<Reader>);
+
+impl Drop for CloseCache {
+    fn drop(&mut self) {
+        self.0.cache.close();
+    }
+}
+
 impl Follower {
     /// Follows the leader, whoever it is, until `shutdown`.
     pub(crate) async fn run(mut self, mut shutdown: Shutdown) -> Result<(), Fatal> {
-        let reader = Arc::clone(&self.reader);
+        // With the stream the cache ends: nobody acknowledges for it any more. What is in flight
+        // is read from the catalog.
         tokio::select! {
             biased;
-            () = shutdown.stopped() => {}
+            () = shutdown.stopped() => Ok(()),
             never = self.follow_leaders() => match never {},
         }
-        // Nobody acknowledges for the cache any more. What is in flight is read from the catalog.
-        reader.cache.close();
-        Ok(())
     }
 
     async fn follow_leaders(&mut self) -> Infallible {
@@ -122,7 +129,6 @@ impl Follower {
     async fn follow(&mut self, url: &str) -> Ended {
         let mut had_session = false;
         let Err(broken) = self.stream(url, &mut had_session).await;
-        self.reader.cache.close();
         if had_session {
             tracing::warn!(catalog = url, %broken, "the cache is empty until a new session opens");
         } else {
@@ -141,6 +147,8 @@ impl Follower {
         let first = env.timeout(START_TIMEOUT, frame::read(&mut reading)).await;
         let first = first.map_err(|TimedOut| Broken::NoSession)??.ok_or(Broken::Closed)?;
         let mut session = self.open(url, &first)?;
+        // Dropped before the connection is: whoever sees that closed may rely on an empty cache.
+        let _closing = CloseCache(Arc::clone(&self.reader));
         *opened = true;
         let mut batched = 0;
         loop {

@@ -83,6 +83,7 @@ pub enum Consistency {
     /// can reach, and an answer that a change has overtaken is never cached. It gives up this: a
     /// front end that the leader could not reach, and therefore no longer waits for, may serve
     /// what it has for up to `lease_ms` after the last message it got, however late that arrived.
+    /// So may one that still hears an old leader while a new one, which does not know it, sells.
     Eventual,
 }
 
@@ -160,7 +161,11 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
         balancers,
     };
     let router = wrap(routes::router(app), env, &server.limits, &server.probes(&readiness));
-    Ok(Tier { router, tasks: vec![registered.task, env.spawn(follower.run(shutdown))] })
+    Ok(Tier {
+        router,
+        tasks: vec![registered.task, env.spawn(follower.run(shutdown))],
+        background: Vec::new(),
+    })
 }
 
 /// Runs a front end on `listener` until `shutdown`.

@@ -51,7 +51,7 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
     let routes = routes::router(env, &server.limits, Arc::new(purchases));
     let routes = internal(routes, &server.secret);
     let router = wrap(routes, env, &server.limits, &server.probes(&readiness));
-    Ok(Tier { router, tasks: vec![registered.task] })
+    Ok(Tier { router, tasks: vec![registered.task], background: Vec::new() })
 }
 
 /// Starts an order server and serves it on `listener` until `shutdown`.

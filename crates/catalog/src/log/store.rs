@@ -102,7 +102,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
 // `save_committed` is left out on purpose. The state machine keeps its applied index in the same
 // transaction as the state, so a restart needs the committed index only for what a power loss took
 // from SQLite; that is applied again once the leader's commit index is known, and nobody is served
-// before (`wait_for_recovery`). Saving it here would cost an fsync per batch, or be as old.
+// before: a read waits until its replica has applied as far as the leader says. Saving it here would cost an fsync per batch, or be as old.
 impl RaftLogStorage<TypeConfig> for LogStore {
     type LogReader = LogStore;
 

@@ -138,7 +138,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        match self.call(Message::Vote(rpc), option.soft_ttl()).await? {
+        match self.call(Message::Vote(rpc), option.hard_ttl()).await? {
             Reply::Vote(response) => Ok(response),
             other => Err(unexpected(other)),
         }
@@ -149,7 +149,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RpcError> {
-        match self.call(Message::PreVote(rpc), option.soft_ttl()).await? {
+        match self.call(Message::PreVote(rpc), option.hard_ttl()).await? {
             Reply::Vote(response) => Ok(response),
             other => Err(unexpected(other)),
         }
@@ -179,7 +179,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RpcError> {
-        match self.call(Message::TransferLeader(request), option.soft_ttl()).await? {
+        match self.call(Message::TransferLeader(request), option.hard_ttl()).await? {
             Reply::TransferLeader(response) => Ok(response),
             other => Err(unexpected(other)),
         }

@@ -17,6 +17,7 @@ use std::{
 
 use rustix::{
     fs::{FallocateFlags, fallocate, statvfs},
+    net::sockopt,
     time::{ClockId, clock_gettime},
 };
 use tokio::net::{TcpListener, TcpStream};
@@ -84,10 +85,25 @@ impl Network for MachineNetwork {
     fn connect<'a>(&'a self, authority: &'a str) -> BoxFuture<'a, io::Result<Connection>> {
         Box::pin(async move {
             let stream = TcpStream::connect(authority).await?;
-            stream.set_nodelay(true)?;
+            tune(&stream)?;
             Ok(Box::new(stream) as Connection)
         })
     }
+}
+
+/// A peer that is silent for this long is asked whether it is still there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+/// A peer that takes nothing of what is to be sent for this long is given up, whether it is gone
+/// or only does not read.
+const UNSENT_MS_MAX: u32 = 20_000;
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_IDLE / 2)?;
+    sockopt::set_tcp_user_timeout(stream, UNSENT_MS_MAX)?;
+    Ok(())
 }
 
 struct MachineListener(TcpListener);
@@ -96,7 +112,7 @@ impl Listener for MachineListener {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<(Connection, SocketAddr)>> {
         Box::pin(async move {
             let (stream, peer) = self.0.accept().await?;
-            stream.set_nodelay(true)?;
+            tune(&stream)?;
             Ok((Box::new(stream) as Connection, peer))
         })
     }

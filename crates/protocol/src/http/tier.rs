@@ -19,6 +19,8 @@ pub struct Tier {
     pub router: Router,
     /// Each ends after shutdown, or with an error that ends the server.
     pub tasks: Vec<JoinHandle<Result<(), Fatal>>>,
+    /// These work until the process ends, also while it drains; one that ends, ends the server.
+    pub background: Vec<JoinHandle<Fatal>>,
 }
 
 impl Tier {
@@ -35,19 +37,21 @@ impl Tier {
         shutdown: Shutdown,
     ) -> Result<(), Fatal> {
         let serving = serve(env, listener, self.router, limits, shutdown);
-        run_tasks(self.tasks, serving).await
+        run_tasks(self.tasks, self.background, serving).await
     }
 }
 
-/// Runs `serving` and `tasks` to their end.
+/// Runs `serving` and `tasks` to their end, while `background` works.
 ///
 /// # Errors
 /// What ended a task early; `serving` is dropped then.
 pub async fn run_tasks(
     tasks: Vec<JoinHandle<Result<(), Fatal>>>,
+    background: Vec<JoinHandle<Fatal>>,
     serving: impl Future<Output = ()>,
 ) -> Result<(), Fatal> {
     let mut tasks: FuturesUnordered<_> = tasks.into_iter().collect();
+    let mut background: FuturesUnordered<_> = background.into_iter().collect();
     tokio::pin!(serving);
     let mut served = false;
     while !served || !tasks.is_empty() {
@@ -57,6 +61,10 @@ pub async fn run_tasks(
                 Ok(result) => result?,
                 Err(error) => return Err(Fatal(format!("a task of the server failed: {error}"))),
             },
+            Some(ended) = background.next() => return Err(match ended {
+                Ok(fatal) => fatal,
+                Err(error) => Fatal(format!("a task of the server failed: {error}")),
+            }),
         }
     }
     Ok(())

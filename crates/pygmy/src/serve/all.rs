@@ -37,10 +37,11 @@ pub(super) async fn run(
     let places: BTreeMap<Role, LocalRouter> =
         PARTS.into_iter().map(|role| (role, LocalRouter::default())).collect();
     let env = &tiers.env;
-    let mut tasks = Vec::new();
+    let (mut tasks, mut background) = (Vec::new(), Vec::new());
     for (role, place) in &places {
         let tier = start(&tiers, *role, &places, &stopped).await?;
         tasks.extend(tier.tasks);
+        background.extend(tier.background);
         // Each place is filled here and only here.
         let _ = place.set(tier.router);
     }
@@ -53,7 +54,7 @@ pub(super) async fn run(
             serve(env, public, outside, limits, stopped.clone()),
         );
     };
-    run_tasks(tasks, serving).await
+    run_tasks(tasks, background, serving).await
 }
 
 async fn start(

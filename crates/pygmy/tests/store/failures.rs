@@ -11,6 +11,7 @@ use std::{
 
 use http::{Method, StatusCode};
 use pygmy_protocol::{
+    item::Item,
     order::{Order, OrderNumber},
     registration::{Health, Role},
 };
@@ -257,4 +258,52 @@ async fn sigterm_ends_a_server_after_what_it_has_begun() {
     }
     let answer = until("the rest sells", async || store.buy(1, 1, "the-key").await.ok()).await;
     assert_eq!(answer.status, StatusCode::CREATED, "{:?}", answer.body);
+}
+
+#[tokio::test]
+async fn a_leader_that_hangs_is_replaced_and_comes_back_as_a_follower() {
+    for layout in [Layout::Tiers, Layout::Nodes] {
+        let store = Store::start(layout).await;
+        let first = store.order(1, "before").await;
+        let leader = store.leader().await;
+        let pid = store.pid(&leader);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        let second = store.order(1, "meanwhile").await;
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+        assert_eq!(second.stock, first.stock - 1);
+        until("the old leader follows the new one", async || {
+            let status = store.status(&leader).await?;
+            (status.role == "follower" && status.orders == 2).then_some(())
+        })
+        .await;
+        for front_end in 0..store.front_ends() {
+            until("the front end shows what is sold", async || {
+                let call = store.public_call(Method::GET, "/lookup/1");
+                let item: Item = store.send(front_end, &call).await.ok()?.json().ok()?;
+                (item.stock == second.stock).then_some(())
+            })
+            .await;
+        }
+        store.agreed().await;
+        store.verify().await;
+    }
+}
+
+#[tokio::test]
+async fn a_front_end_that_hangs_delays_a_buy_and_does_not_prevent_it() {
+    let store = Store::start(Layout::Tiers).await;
+    store.lookup(1, 1).await;
+    let pid = store.pid("frontend-2");
+    rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+    for n in 0..5 {
+        let answer = store.buy(0, 1, &format!("key-{n}")).await.unwrap();
+        assert_eq!(answer.status, StatusCode::CREATED, "{:?}", answer.body);
+    }
+    rustix::process::kill_process(pid, rustix::process::Signal::CONT).unwrap();
+    until("it shows what was sold meanwhile", async || {
+        let call = store.public_call(Method::GET, "/lookup/1");
+        let item: Item = store.send(1, &call).await.ok()?.json().ok()?;
+        (item.stock == 1495).then_some(())
+    })
+    .await;
 }
