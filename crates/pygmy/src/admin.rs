@@ -163,8 +163,8 @@ async fn get<T: DeserializeOwned>(
     let context = RequestContext::fresh(env, STATUS_TIMEOUT);
     let call = Call::new(Method::GET, path, context).with_secret(secret);
     let answer = upstream.send(&call, STATUS_TIMEOUT).await;
-    let answer = answer.with_context(|| format!("{url} does not say how it is"))?;
-    answer.json().with_context(|| format!("{url} does not say how it is"))
+    let answer = answer.with_context(|| format!("no status from {url}"))?;
+    answer.json().with_context(|| format!("no status from {url}"))
 }
 
 fn print_catalogs(catalogs: &[CatalogStatus]) -> anyhow::Result<()> {

@@ -222,7 +222,7 @@ pub(crate) struct BuyArgs {
     )]
     pub(crate) quantity: u64,
     /// Buy only if one copy costs this much, in the minor unit of the currency (2000 for 20.00)
-    #[arg(long, value_name = "COST", value_parser = clap::value_parser!(u64).range(0..=MAX_NUMBER))]
+    #[arg(long, value_name = "COST", value_parser = cost)]
     pub(crate) expected_cost: Option<u64>,
     /// Names this buy: the same key again gives the same order and never a second one
     /// [default: a random one]
@@ -316,7 +316,7 @@ pub(crate) enum AdminCommand {
         #[arg(value_parser = item_number)]
         item: ItemNumber,
         /// The price of one copy, in the minor unit of the currency (2000 for 20.00)
-        #[arg(value_parser = clap::value_parser!(u64).range(0..=MAX_NUMBER))]
+        #[arg(value_parser = cost)]
         cost: u64,
     },
 }
@@ -358,6 +358,17 @@ fn order_number(text: &str) -> Result<OrderNumber, String> {
     text.parse().map_err(|_| "an order number is a whole number from 1".to_owned())
 }
 
+/// People write 15.00, which is no whole number: say what is expected instead.
+fn cost(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(cost) if cost <= MAX_NUMBER => Ok(cost),
+        _ => Err(format!(
+            "a cost is a whole number of the currency's minor unit, as 2000 for 20.00, up to \
+             {MAX_NUMBER}"
+        )),
+    }
+}
+
 fn key(text: &str) -> Result<IdempotencyKey, String> {
     text.parse().map_err(detail)
 }
@@ -396,7 +407,9 @@ mod tests {
             "pygmy order x",
             "pygmy serve shop --name a --config f",
             "pygmy demo --base-port 80",
+            "pygmy buy 1 --expected-cost 15.00",
             "pygmy admin set-cost 1 -5",
+            "pygmy admin set-cost 1 9007199254740992",
             "pygmy config check f --set x",
         ] {
             let error = parse(line).unwrap_err();

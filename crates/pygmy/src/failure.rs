@@ -48,7 +48,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn advice(error: &StoreError) -> Option<&'static str> {
     let problem = match error {
         StoreError::Unreachable { .. } => {
-            return Some("start a store with `pygmy demo`, or name one with --server");
+            return Some("start a store with `pygmy demo`, or name one with --server or --config");
         }
         StoreError::Problem(problem) => problem,
     };
@@ -56,7 +56,7 @@ fn advice(error: &StoreError) -> Option<&'static str> {
         Code::UnknownItem => "`pygmy topics` and `pygmy search TOPIC` show what there is",
         Code::UnknownOrder => "use the number that the buy gave",
         Code::OutOfStock => "try fewer copies, or later",
-        Code::CostChanged => "`pygmy lookup` shows the price now",
+        Code::CostChanged => "that is in the minor unit of the currency, as --expected-cost is",
         Code::BadCursor => "leave --cursor out to begin at the first page",
         Code::SecretRequired => "name the file with the store's secret with --secret-file",
         Code::Unavailable | Code::TooManyRequests => "nothing was done; try again in a moment",

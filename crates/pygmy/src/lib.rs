@@ -31,6 +31,8 @@ use clap::Parser;
 
 use self::cli::{Cli, Command, ConfigCommand};
 
+pub use serve::run_server;
+
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {

@@ -7,7 +7,7 @@
 mod all;
 mod tiers;
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
 use pygmy_protocol::{
@@ -31,7 +31,7 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let settings = Settings::of_process(&args.config.set);
     let config = Arc::new(Config::load(&args.config.config, &settings)?);
     let server = find(&config, &args.name, args.role)?.clone();
-    let secret = Secret::read(&config.secret_file())?;
+    let secret = read_secret(&config.secret_file())?;
     logging::start(args.log_format)?;
     let env = Env::production();
     // The range of the argument fits every usize.
@@ -51,6 +51,17 @@ fn find<'a>(config: &'a Config, name: &str, role: Role) -> anyhow::Result<&'a Se
     Ok(server)
 }
 
+fn read_secret(file: &Path) -> anyhow::Result<Secret> {
+    Secret::read(file).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => anyhow::anyhow!(
+            "{error}; copy it from another machine of the cluster, or make the cluster's with: \
+             (umask 077; openssl rand -hex 32 > {})",
+            file.display()
+        ),
+        _ => error.into(),
+    })
+}
+
 async fn serve(
     env: &Env,
     config: Arc<Config>,
@@ -58,11 +69,7 @@ async fn serve(
     secret: Secret,
     stop_with_parent: bool,
 ) -> anyhow::Result<()> {
-    let listener = listen(env, &server, server.listen).await?;
-    let public = match server.public_listen {
-        Some(address) => Some(listen(env, &server, address).await?),
-        None => None,
-    };
+    let listeners = Listeners::bind(env, &server).await?;
     let (stopper, stopped) = shutdown();
     let signals = Signals::catch().context("cannot catch signals")?;
     stop_on_signal(env, signals, stopper.clone());
@@ -70,11 +77,7 @@ async fn serve(
     let (name, role) = (server.name.clone(), server.role);
     tracing::info!(name, %role, listen = %server.listen, url = server.base_url(), "serving");
     let tiers = Tiers { env: env.clone(), config, server, secret };
-    let ended = match public {
-        Some(public) => all::run(tiers, listener, public, stopped).await,
-        None => run_tier(tiers, listener, stopped).await,
-    };
-    match ended {
+    match listeners.run(tiers, stopped).await {
         Ok(()) => {
             tracing::info!(name, "stopped");
             Ok(())
@@ -84,6 +87,49 @@ async fn serve(
             Err(Logged.into())
         }
     }
+}
+
+/// Where a server takes connections.
+struct Listeners {
+    listener: Box<dyn Listener>,
+    public: Option<Box<dyn Listener>>,
+}
+
+impl Listeners {
+    async fn bind(env: &Env, server: &ServerEntry) -> anyhow::Result<Listeners> {
+        let listener = listen(env, server, server.listen).await?;
+        let public = match server.public_listen {
+            Some(address) => Some(listen(env, server, address).await?),
+            None => None,
+        };
+        Ok(Listeners { listener, public })
+    }
+
+    async fn run(self, tiers: Tiers, stopped: Shutdown) -> Result<(), Fatal> {
+        match self.public {
+            Some(public) => all::run(tiers, self.listener, public, stopped).await,
+            None => run_tier(tiers, self.listener, stopped).await,
+        }
+    }
+}
+
+/// Runs the server `name` of the configuration `text`, which stands for the file at `path`, in
+/// `env` until `stopped`. For simulations, which are one process with many servers.
+///
+/// # Errors
+/// The configuration is wrong, the address is taken, or what ended the server early.
+pub async fn run_server(
+    env: &Env,
+    path: &Path,
+    text: &str,
+    name: &str,
+    secret: Secret,
+    stopped: Shutdown,
+) -> anyhow::Result<()> {
+    let config = Arc::new(Config::parse(path, text, &Settings::default())?);
+    let server = config.server(name).with_context(|| format!("there is no server {name}"))?.clone();
+    let listeners = Listeners::bind(env, &server).await?;
+    Ok(listeners.run(Tiers { env: env.clone(), config, server, secret }, stopped).await?)
 }
 
 async fn run_tier(
