@@ -263,7 +263,7 @@ mod tests {
         assert_eq!(table.health("a"), Health::Ready);
         table.advance_ms(1);
         assert_eq!(table.health("a"), Health::Dead);
-        assert_eq!(table.status("a").reason.unwrap(), "no heartbeat for 3001 ms");
+        assert_eq!(table.status("a").reason.unwrap(), "silent for 3 s");
         assert!(table.candidates(Role::Order).is_empty());
         table.register(&order("a"));
         assert_eq!(table.candidates(Role::Order), ["a"]);

@@ -249,8 +249,7 @@ impl Standing {
 
     fn reason(&self, rules: &Rules, now: Instant) -> Option<String> {
         if self.expired_for(rules, now).is_some() {
-            let ms = now.saturating_since(self.heard_at).as_millis();
-            return Some(format!("no heartbeat for {ms} ms"));
+            return Some(format!("silent for {}", rounded(now.saturating_since(self.heard_at))));
         }
         if self.silent >= rules.probe_failures {
             return Some(self.silence.clone());
@@ -267,6 +266,16 @@ impl Standing {
     fn expired_for(&self, rules: &Rules, now: Instant) -> Option<Duration> {
         let expiry = self.heard_at + self.heartbeat * rules.missed_heartbeats;
         (now > expiry).then(|| now.saturating_since(expiry))
+    }
+}
+
+/// For people: two digits or three, and the unit that gives them.
+fn rounded(duration: Duration) -> String {
+    match duration.as_secs() {
+        0 => format!("{} ms", duration.as_millis()),
+        s @ 1..120 => format!("{s} s"),
+        s @ 120..7_200 => format!("{} min", s / 60),
+        s => format!("{} h", s / 3_600),
     }
 }
 

@@ -34,6 +34,8 @@ mod bootstrap;
 mod compact;
 mod identity;
 mod leadership;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod ready;
 mod replica;
 mod retire;

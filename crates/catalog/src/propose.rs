@@ -13,6 +13,7 @@ use pygmy_protocol::{
     command::{Outcome, Request},
     env::{Env, Instant},
     http::Fatal,
+    planted,
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -189,7 +190,7 @@ fn answer(batch: Vec<Waiting>, outcomes: Vec<Outcome>, maybe_done: Option<&str>)
 /// Whether the request may still be done after this outcome, by an earlier attempt. Not if its key
 /// belongs to another request: that stays so.
 fn proves_nothing(outcome: &Outcome) -> bool {
-    outcome.problem().is_some() && *outcome != Outcome::KeyReused
+    outcome.problem().is_some() && *outcome != Outcome::KeyReused && !planted!(RefusalAfterUnknown)
 }
 
 async fn attempt(shared: &Shared, batch: &[Waiting], limit: Duration) -> Attempt {
@@ -197,6 +198,10 @@ async fn attempt(shared: &Shared, batch: &[Waiting], limit: Duration) -> Attempt
     let requests = batch.iter().map(|w| w.request.clone()).collect();
     match leader {
         None => Attempt::NotDone("there is no leader".to_owned()),
+        #[cfg(feature = "planted-bugs")]
+        Some(leader) if leader.is_me && planted!(AnswerBeforeCommit) => {
+            crate::planted::answer_before_commit(shared, requests, limit).await
+        }
         Some(leader) if leader.is_me => propose(shared, requests, limit).await,
         Some(leader) => tokio::select! {
             biased;
@@ -239,6 +244,10 @@ pub(crate) async fn propose(shared: &Shared, requests: Vec<Request>, limit: Dura
         Ok(Err(error)) => return Attempt::Unknown(error.to_string()),
         Err(_) => return Attempt::Unknown("a majority did not take it in time".to_owned()),
     };
+    let is_replay = |outcome: &Outcome| matches!(outcome, Outcome::Ordered { replayed: true, .. });
+    if planted!(ReplaySkipsGate) && written.data.0.iter().all(is_replay) {
+        return Attempt::Done(written.data.0);
+    }
     let (term, index) = (written.log_id.committed_leader_id().term, written.log_id.index);
     let left = limit.saturating_sub(shared.env.now().saturating_since(begun));
     match shared.gate.await_released(term, index, left).await {

@@ -11,11 +11,13 @@ use pygmy_protocol::{
     Problem,
     env::{Env, Instant},
     http::Fatal,
+    planted,
 };
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     peer::{Message, Reply},
+    release::Progress,
     replica::Shared,
     state::{Read, Reader, StateError},
 };
@@ -80,6 +82,11 @@ pub(crate) async fn run_rounds(shared: Arc<Shared>, mut waiting: mpsc::Receiver<
 }
 
 async fn round(shared: &Shared) -> Result<Fresh, String> {
+    if planted!(StaleReadFromDeposedLeader)
+        && let Progress { leads: Some(_), applied, released, .. } = shared.gate.progress()
+    {
+        return Ok(Fresh { index: applied, released });
+    }
     let leader = shared.leadership.borrow().leader.clone();
     let Some(leader) = leader else { return Err("there is no leader".to_owned()) };
     if leader.is_me {

@@ -21,6 +21,7 @@ use std::{
 use pygmy_protocol::{
     env::{Env, Instant},
     invalidation::{CacheKey, FromCatalog},
+    planted,
 };
 use tokio::sync::{mpsc, watch};
 
@@ -274,10 +275,13 @@ impl Gate {
     fn settle(&self, mut state: MutexGuard<'_, State>) {
         let State { applied, applied_term, leading, led, released, .. } = &mut *state;
         if let Some(leading) = leading {
-            leading.established |= *applied_term == leading.term;
+            leading.established |= *applied_term == leading.term || planted!(NewLeaderNoOwnEntry);
             if leading.established {
                 let holds = leading.sessions.values().filter_map(Session::holds_back);
                 *released = (*released).max(holds.min().unwrap_or(*applied));
+                if planted!(ReleaseBeforeAcknowledged) {
+                    *released = *applied;
+                }
             }
         }
         let leads = leading.as_ref().filter(|l| l.established).map(|l| l.term);

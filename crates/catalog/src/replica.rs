@@ -134,7 +134,7 @@ pub(crate) async fn start(
     }
     let mut data_dir = DataDir::open(env, &dir, &server.name).map_err(|e| fatal(&e))?;
     let log_dir = dir.join(LOG_DIR);
-    let log_was_there = env.files.exists(&log_dir).map_err(|e| fatal(&e))?;
+    let log_was_there = LogStore::exists(env, &log_dir).map_err(|e| fatal(&e))?;
     let log_config = LogConfig {
         segment_bytes: settings.log_segment_bytes,
         cache_bytes: settings.log_cache_bytes,

@@ -18,6 +18,7 @@ use pygmy_protocol::{
     invalidation,
     item::{ItemNumber, MAX_TEXT_BYTES, PageRequest, parse_value, parse_whole_number},
     order::{BuyBody, Order, OrderNumber, Purchase, unknown_order},
+    planted,
     registration::CatalogStatus,
 };
 use serde::{Deserialize, de::DeserializeOwned};
@@ -148,6 +149,12 @@ async fn purchase(
     let purchase: Purchase = read_json(&shared, &context, &headers, body).await?;
     let Purchase { item_number, quantity, expected_cost } = purchase;
     BuyBody { quantity, expected_cost }.check()?;
+    if planted!(StockCheckedBefore)
+        && let found = read(&shared, context.deadline, |reader| reader.item(item_number)).await?
+        && found.value.is_some_and(|item| item.stock < quantity)
+    {
+        return Err(Problem::out_of_stock());
+    }
     change(&shared, &context, &headers, Command::Buy { item: item_number, quantity, expected_cost })
         .await
 }

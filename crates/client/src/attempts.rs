@@ -1,7 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
-use pygmy_protocol::{Env, Problem};
+use pygmy_protocol::{Env, Problem, planted};
 
 use crate::{Answer, Call, Failure, Upstream};
 
@@ -46,7 +46,9 @@ impl Attempts {
                     self.maybe_done |= !call.is_read();
                     self.reason = Some(format!("the answer was {status}"));
                 }
-                StatusCode::CONFLICT | StatusCode::NOT_FOUND if self.maybe_done => {
+                StatusCode::CONFLICT | StatusCode::NOT_FOUND
+                    if self.maybe_done && !planted!(RefusalAfterUnknown) =>
+                {
                     return Some(self.unknown());
                 }
                 _ => return Some(answer),

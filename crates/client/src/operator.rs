@@ -1,4 +1,5 @@
-//! The store as its operator sees it: changes of stock and cost, through the balancers.
+//! The store as its operator sees it: changes of stock and cost, through the balancers, and the
+//! making of the cluster.
 
 use http::Method;
 use pygmy_protocol::{
@@ -7,9 +8,11 @@ use pygmy_protocol::{
     item::{Item, ItemNumber},
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     Call,
-    store::{Patience, Servers, StoreError, parse},
+    store::{Notice, Patience, Servers, StoreError, parse},
 };
 
 /// A client of the internal routes that change items.
@@ -31,6 +34,13 @@ impl Operator {
         patience: Patience,
     ) -> Result<Operator, String> {
         Ok(Operator { env: env.clone(), secret, servers: Servers::new(env, urls, patience)? })
+    }
+
+    /// The same operator, who hears of long waits.
+    #[must_use]
+    pub fn with_notice(mut self, notice: Notice) -> Operator {
+        self.servers.notice = Some(notice);
+        self
     }
 
     /// Sets the stock of an item to `stock` copies and gives the item as it is then.
@@ -67,5 +77,57 @@ impl Operator {
         let key = IdempotencyKey::random(&self.env);
         let call = Call::new(method, target, context).with_secret(&self.secret).with_key(&key);
         parse(&self.servers.call(&call).await?)
+    }
+}
+
+/// What a bootstrap gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bootstrapped {
+    /// Whether it made the cluster just now.
+    pub created: bool,
+    /// How many first items the cluster was made with.
+    pub items: u64,
+}
+
+/// The catalog replicas of a cluster that is to be made.
+pub struct Founder {
+    env: Env,
+    secret: Secret,
+    replicas: Servers,
+}
+
+impl Founder {
+    /// Works through the replicas at `urls`, at least one.
+    ///
+    /// # Errors
+    /// A sentence that names the URL that is none.
+    pub fn new(
+        env: &Env,
+        urls: &[String],
+        secret: Secret,
+        patience: Patience,
+    ) -> Result<Founder, String> {
+        Ok(Founder { env: env.clone(), secret, replicas: Servers::new(env, urls, patience)? })
+    }
+
+    /// The same founder, who hears of long waits.
+    #[must_use]
+    pub fn with_notice(mut self, notice: Notice) -> Founder {
+        self.replicas.notice = Some(notice);
+        self
+    }
+
+    /// Makes the replicas a cluster whose first items are `items`. All of them must be running;
+    /// asking again with the same items changes nothing.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; `idempotency_key_reused` if there is a cluster with other first items.
+    pub async fn bootstrap(&self, items: &[Item]) -> Result<Bootstrapped, StoreError> {
+        let context = RequestContext::fresh(&self.env, self.replicas.patience.total);
+        // The catalog has its own key for this; ours says only that it may be sent again.
+        let key = IdempotencyKey::random(&self.env);
+        let call = Call::new(Method::POST, "/bootstrap", context).with_secret(&self.secret);
+        let call = call.with_key(&key).with_json(&serde_json::json!({ "items": items }));
+        parse(&self.replicas.call(&call).await?)
     }
 }

@@ -1,6 +1,12 @@
 //! Keeping a server in the balancers' tables.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use http::{Method, StatusCode};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
@@ -18,13 +24,26 @@ const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Wait after a heartbeat that failed: a balancer that comes back has its table soon.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
+/// Whether any balancer has taken a registration yet.
+#[derive(Debug, Clone, Default)]
+pub struct Reached(Arc<AtomicBool>);
+
+impl Reached {
+    /// Whether one has.
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// Registers with every balancer, repeats it as the heartbeat and at once when the registration
-/// changes, and takes the server out when `shutdown` says stop. Completes after that.
+/// changes, and takes the server out when `shutdown` says stop. Completes after that. `reached` is
+/// told when the first one takes it.
 pub async fn keep_registered(
     env: &Env,
     balancers: &[Arc<Upstream>],
     secret: &Secret,
     registration: watch::Receiver<Registration>,
+    reached: Reached,
     shutdown: Shutdown,
 ) {
     let tasks: Vec<_> = balancers
@@ -35,6 +54,7 @@ pub async fn keep_registered(
                 balancer: Arc::clone(balancer),
                 secret: secret.clone(),
                 registration: registration.clone(),
+                reached: reached.clone(),
             };
             env.spawn(heartbeat.run(shutdown.clone()))
         })
@@ -50,6 +70,7 @@ struct Heartbeat {
     balancer: Arc<Upstream>,
     secret: Secret,
     registration: watch::Receiver<Registration>,
+    reached: Reached,
 }
 
 impl Heartbeat {
@@ -60,6 +81,9 @@ impl Heartbeat {
             let ok = self.register(&current).await;
             let interval = Duration::from_millis(current.heartbeat_ms);
             let interval = if ok { interval } else { interval.min(RETRY_PAUSE) };
+            if ok {
+                self.reached.0.store(true, Ordering::Relaxed);
+            }
             if known != Some(ok) {
                 known = Some(ok);
                 self.tell(ok);

@@ -7,7 +7,10 @@ use pygmy_protocol::{
 };
 use tokio::{sync::watch, task::JoinHandle};
 
-use crate::{Upstream, register::keep_registered};
+use crate::{
+    Upstream,
+    register::{Reached, keep_registered},
+};
 
 /// How often a server checks whether its own readiness changed, to tell the balancers before the
 /// next heartbeat.
@@ -37,6 +40,8 @@ pub struct ServerConfig {
 pub struct Registered {
     /// Changes what the balancers are told, at once.
     pub registration: Arc<watch::Sender<Registration>>,
+    /// Whether any balancer has taken it yet.
+    pub reached: Reached,
     /// Ends after the server was taken out.
     pub task: JoinHandle<Result<(), Fatal>>,
 }
@@ -69,13 +74,16 @@ impl ServerConfig {
         let sender = Arc::new(sender);
         let (env, server, readiness) = (env.clone(), self.clone(), readiness.clone());
         let registration = Arc::clone(&sender);
+        let reached = Reached::default();
+        let told = reached.clone();
         let task = env.clone().spawn(async move {
             let follow = follow_readiness(&env, &readiness, &registration, shutdown.clone());
-            let keep = keep_registered(&env, &server.balancers, &server.secret, receiver, shutdown);
+            let ServerConfig { balancers, secret, .. } = &server;
+            let keep = keep_registered(&env, balancers, secret, receiver, told, shutdown);
             tokio::join!(follow, keep);
             Ok(())
         });
-        Registered { registration: sender, task }
+        Registered { registration: sender, reached, task }
     }
 }
 

@@ -7,6 +7,7 @@
 
 use std::{
     fmt,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,6 +20,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use pygmy_protocol::{
     Code, Env, Problem, RequestContext,
     context::IDEMPOTENCY_REPLAYED,
+    env::TimedOut,
     item::{Item, ItemNumber, ItemPage, Topics},
     key::IdempotencyKey,
     order::{BuyBody, Order, OrderNumber},
@@ -31,6 +33,8 @@ use crate::{Answer, Attempts, Call, Failure, Upstream};
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 /// Longest pause: a store that comes back is noticed soon.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// A wait that is longer than this is noticed by whoever waits.
+const NOTICED: Duration = Duration::from_secs(2);
 
 /// What RFC 3986 lets stand in a path segment or a query value as it is.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -58,6 +62,10 @@ impl Default for Patience {
         }
     }
 }
+
+/// Is called when a request is still without an answer after two seconds, with the time for which
+/// it is tried at most. What it returns is dropped when the wait is over.
+pub type Notice = fn(Duration) -> Box<dyn Send>;
 
 /// Why the store did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -184,6 +192,13 @@ impl Store {
         Ok(Store { env: env.clone(), servers: Servers::new(env, urls, patience)? })
     }
 
+    /// The same store, which says when it lets people wait.
+    #[must_use]
+    pub fn with_notice(mut self, notice: Notice) -> Store {
+        self.servers.notice = Some(notice);
+        self
+    }
+
     /// Sends `request` and gives the answer as it came.
     ///
     /// # Errors
@@ -261,6 +276,7 @@ pub(crate) struct Servers {
     /// The one that answered last: it is asked first.
     first: AtomicUsize,
     pub(crate) patience: Patience,
+    pub(crate) notice: Option<Notice>,
 }
 
 impl Servers {
@@ -275,12 +291,25 @@ impl Servers {
             upstreams: upstreams?,
             first: AtomicUsize::new(0),
             patience,
+            notice: None,
         })
     }
 
     /// Asks one after the other, round after round, until there is a final answer or the call's
     /// deadline comes.
     pub(crate) async fn call(&self, call: &Call) -> Result<Answer, StoreError> {
+        let mut asking = pin!(self.ask(call));
+        let Some(notice) = self.notice else { return asking.await };
+        match self.env.timeout(NOTICED, &mut asking).await {
+            Ok(answer) => answer,
+            Err(TimedOut) => {
+                let _shown = notice(self.patience.total);
+                asking.await
+            }
+        }
+    }
+
+    async fn ask(&self, call: &Call) -> Result<Answer, StoreError> {
         let mut asked = Asked::default();
         let mut pause = PAUSE_MIN;
         let unreachable_at = self.env.now() + self.patience.unreachable;

@@ -31,7 +31,7 @@ use std::{
     },
 };
 
-use pygmy_protocol::{Env, env::Instant, invalidation::CacheKey, item::PageRequest};
+use pygmy_protocol::{Env, env::Instant, invalidation::CacheKey, item::PageRequest, planted};
 use quick_cache::{Lifecycle, unsync};
 
 use crate::{
@@ -219,7 +219,8 @@ impl Shard {
     }
 
     fn admits(&self, hash: u64, read_at: u64) -> bool {
-        self.base.is_some_and(|base| read_at >= base.max(self.floors[floor_of(hash)]))
+        let floor = if planted!(FillWithoutFloor) { 0 } else { self.floors[floor_of(hash)] };
+        self.base.is_some_and(|base| read_at >= base.max(floor))
     }
 
     fn erase(&mut self, hash: u64, key: &CacheKey, index: u64) {

@@ -20,6 +20,7 @@
 //! (a network that delays, a process stopped for a while) can so vouch for a cache that the
 //! leader has stopped to wait for. See [`Consistency`].
 
+mod home;
 mod routes;
 
 mod read;
@@ -66,8 +67,8 @@ pub struct Settings {
     /// Most memory of the cache in bytes, 1 MiB to 1 TiB.
     pub cache_bytes: u64,
     /// How long the cache is served after the last message of the catalog's leader, in
-    /// milliseconds, 50 to 60,000. The same for the whole cluster: the leader sends one at least
-    /// every third of it.
+    /// milliseconds, 50 to 10,000. The same for the whole cluster: the leader sends one at least
+    /// every third of it, and waits as long for a front end that is gone, which sets the upper end.
     pub lease_ms: u64,
     /// Most queries to the catalog at a time, 1 to 1,000,000; over it: 503.
     pub flights_max: usize,
@@ -104,22 +105,24 @@ impl Settings {
     /// # Errors
     /// A sentence that names the setting.
     pub fn check(&self) -> Result<(), String> {
-        if !(1 << 20..=1 << 40).contains(&self.cache_bytes) {
-            return Err("cache_bytes is from 1048576 (1 MiB) to 1099511627776 (1 TiB)".to_owned());
+        let ranges = [
+            ("cache_bytes", self.cache_bytes, 1 << 20..=1 << 40),
+            ("lease_ms", self.lease_ms, 50..=10_000),
+            ("flights_max", self.flights_max as u64, 1..=1_000_000),
+        ];
+        match ranges.into_iter().find(|(_, value, range)| !range.contains(value)) {
+            None => Ok(()),
+            Some((name, value, range)) => {
+                let (low, high) = range.into_inner();
+                Err(format!("{name} is {value}; it must be from {low} to {high}"))
+            }
         }
-        if !(50..=60_000).contains(&self.lease_ms) {
-            return Err("lease_ms is from 50 to 60000".to_owned());
-        }
-        if !(1..=1_000_000).contains(&self.flights_max) {
-            return Err("flights_max is from 1 to 1000000".to_owned());
-        }
-        Ok(())
     }
 }
 
 /// Starts a front end: its routes, its place in the balancers' tables, and its stream from the
-/// catalog's leader. It is ready at once, because reads go to the catalog while there is no
-/// session.
+/// catalog's leader. It is ready as soon as a balancer knows it: all that is not in the cache goes
+/// through one. It needs no session for that, because reads go to the catalog while there is none.
 ///
 /// # Errors
 /// A setting out of range, or no balancer or catalog server to talk to.
@@ -153,6 +156,10 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
     };
     let readiness = Readiness::new();
     let registered = server.register(env, Role::Frontend, &readiness, shutdown.clone());
+    let reached = registered.reached;
+    readiness.check("balancers", move || {
+        (!reached.get()).then(|| "no balancer has been reached yet".to_owned())
+    });
     let app = App {
         env: env.clone(),
         limits: server.limits.clone(),

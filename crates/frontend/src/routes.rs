@@ -24,6 +24,7 @@ use pygmy_protocol::{
 use crate::{
     entry::Document,
     flight::Query,
+    home::home,
     read::{Found, Outcome, Reader, Refusal},
 };
 
@@ -46,6 +47,7 @@ type Segment = Result<Path<String>, PathRejection>;
 /// All routes of the tier, without the layers that every server has.
 pub(crate) fn router(app: App) -> Router {
     let public = Router::new()
+        .route("/", get(home))
         .route("/search/", get(no_topic))
         .route("/search/{topic}", get(search))
         .route("/topics", get(topics))

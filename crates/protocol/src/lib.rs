@@ -26,7 +26,39 @@ pub mod frame;
 pub mod invalidation;
 pub mod registration;
 
+#[cfg(feature = "planted-bugs")]
+pub mod planted;
+
 pub use context::RequestContext;
 pub use env::Env;
 pub use key::IdempotencyKey;
 pub use problem::{Code, Problem};
+
+/// Whether a bug is planted: `planted!(AckBeforeFsync)`. Without the feature `planted-bugs` it is
+/// the constant `false`, and the compiler drops what depends on it.
+#[cfg(feature = "planted-bugs")]
+#[macro_export]
+macro_rules! planted {
+    ($bug:ident) => {
+        $crate::planted::is($crate::planted::Bug::$bug)
+    };
+}
+
+/// Whether a bug is planted: `planted!(AckBeforeFsync)`. Without the feature `planted-bugs` it is
+/// the constant `false`, and the compiler drops what depends on it.
+#[cfg(not(feature = "planted-bugs"))]
+#[macro_export]
+macro_rules! planted {
+    ($bug:ident) => {
+        false
+    };
+}
+
+#[cfg(all(test, not(feature = "planted-bugs")))]
+mod tests {
+    #[test]
+    fn a_production_build_holds_no_planted_bug() {
+        const PLANTED: bool = crate::planted!(AckBeforeFsync);
+        const { assert!(!PLANTED) };
+    }
+}

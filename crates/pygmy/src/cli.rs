@@ -12,8 +12,8 @@ use pygmy_protocol::{
 
 /// Where `pygmy demo` keeps a store unless told otherwise.
 pub(crate) const DEMO_DIR: &str = "pygmy-data";
-/// The configuration that operators' commands use unless told otherwise: the demo's.
-const DEMO_CONFIG: &str = "pygmy-data/pygmy.toml";
+/// The configuration that clients' and operators' commands use unless told otherwise: the demo's.
+pub(crate) const DEMO_CONFIG: &str = "pygmy-data/pygmy.toml";
 
 /// Most threads of one server: beyond any machine that it was tried on.
 const MAX_THREADS: u64 = 1024;
@@ -68,6 +68,7 @@ pub(crate) enum Command {
 ///
 /// Ctrl-C stops everything. DIR holds the configuration (pygmy.toml), the cluster's secret, and for
 /// each server its data and its log. A DIR that has a configuration already is started as it says.
+/// A log.txt over 16 MiB is put aside as log.1.txt at the next start.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -155,10 +156,12 @@ pub(crate) struct ConfigArgs {
 #[derive(Debug, Args)]
 pub(crate) struct StoreArgs {
     /// A front end; repeat it, or separate URLs with commas, to name several [default: those of
-    /// --config, or else http://127.0.0.1:8081 and http://127.0.0.1:8088]
+    /// --config]
     #[arg(long, value_name = "URL", env = "PYGMY_SERVER", value_delimiter = ',')]
     pub(crate) server: Vec<String>,
-    /// A configuration to take the front ends and the currency from
+    /// A configuration to take the front ends and the currency from [default:
+    /// pygmy-data/pygmy.toml if that exists and no --server is given; without either, front ends
+    /// are expected at http://127.0.0.1:8081 and http://127.0.0.1:8088]
     #[arg(long, value_name = "FILE", env = "PYGMY_CONFIG")]
     pub(crate) config: Option<PathBuf>,
 }
@@ -297,6 +300,14 @@ pub(crate) struct AdminArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AdminCommand {
+    /// Make the servers of the configuration a cluster, once; all its replicas must be running
+    ///
+    /// A cluster can be made without items, but nothing can add items to it yet.
+    Bootstrap {
+        /// Give it the seven books of the reference design
+        #[arg(long)]
+        books: bool,
+    },
     /// Show the catalog replicas and what the balancers know
     Status,
     /// Show the servers that the balancers know

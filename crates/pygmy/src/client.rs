@@ -15,7 +15,7 @@ use pygmy_client::{
 };
 use pygmy_protocol::Env;
 
-use crate::{admin::Cluster, cli::ClientArgs, print, runtime::block_on};
+use crate::{admin::Cluster, cli::ClientArgs, print, runtime::block_on, wait};
 
 /// Runs the client process, or the test cases.
 pub(crate) fn run(args: &ClientArgs) -> anyhow::Result<()> {
@@ -28,6 +28,7 @@ pub(crate) fn run(args: &ClientArgs) -> anyhow::Result<()> {
         _ => args.server.clone(),
     };
     let store = Store::new(&env, &urls, Patience::default()).map_err(|e| anyhow!(e))?;
+    let store = store.with_notice(wait::notice);
     if let (true, Some(cluster)) = (args.tests, cluster) {
         let operator = cluster.operator(&env)?;
         let out = args.out.clone().unwrap_or_else(|| PathBuf::from("tests.txt"));

@@ -13,6 +13,7 @@ mod cli;
 mod config;
 mod serve;
 
+mod books;
 mod demo;
 
 mod admin;
@@ -24,6 +25,7 @@ mod logging;
 mod money;
 mod print;
 mod runtime;
+mod wait;
 
 use std::process::ExitCode;
 

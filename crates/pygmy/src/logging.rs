@@ -9,8 +9,9 @@ use crate::{cli::LogFormat, print::Style};
 /// Says how much is logged, as `info` or `pygmy_catalog=debug,info`.
 const VARIABLE: &str = "PYGMY_LOG";
 
-/// The consensus library's own account of its work is for its developers.
-const DEFAULT: &str = "info,openraft=warn";
+/// The consensus library's own account of its work is for its developers: it warns twice for every
+/// election that finds no majority, several times a second while a replica is alone.
+const DEFAULT: &str = "info,openraft=error";
 
 /// Starts logging. To be called once.
 ///

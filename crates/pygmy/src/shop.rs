@@ -1,22 +1,29 @@
 //! What customers do: topics, search, lookup, buy, order.
 
+use std::path::Path;
+
 use anyhow::{Context, anyhow};
 use pygmy_client::store::{Bought, Patience, Store, StoreError};
 use pygmy_protocol::{
-    Code, Env, IdempotencyKey,
+    Code, Env, IdempotencyKey, Problem,
     item::Item,
     order::{BuyBody, Order},
 };
 
 use crate::{
-    cli::{BuyArgs, CustomerArgs, LookupArgs, OrderArgs, SearchArgs, StoreArgs, TopicsArgs},
+    cli::{
+        BuyArgs, CustomerArgs, DEMO_CONFIG, LookupArgs, OrderArgs, SearchArgs, StoreArgs,
+        TopicsArgs,
+    },
     config::{Config, Settings},
     money::Currency,
     print::{self, Column},
-    runtime::block_on,
+    runtime::{Signals, block_on},
+    wait,
 };
 
-/// The front ends of a demo with the default layout and ports.
+/// Where front ends are that nothing was said about: as in a demo with the default layout and
+/// ports, and the first is in the other layout, too.
 const DEFAULT_SERVERS: [&str; 2] = ["http://127.0.0.1:8081", "http://127.0.0.1:8088"];
 
 /// The store and how it writes prices.
@@ -31,7 +38,9 @@ impl Shop {
     fn open(args: &CustomerArgs) -> anyhow::Result<Shop> {
         let StoreArgs { server, config } = &args.store;
         let env = Env::production();
-        let config = match config {
+        let demo =
+            || Some(Path::new(DEMO_CONFIG)).filter(|path| server.is_empty() && path.exists());
+        let config = match config.as_deref().or_else(demo) {
             Some(path) => Some(Config::load(path, &Settings::of_process(&[]))?),
             None => None,
         };
@@ -41,6 +50,7 @@ impl Shop {
             None => DEFAULT_SERVERS.map(str::to_owned).to_vec(),
         };
         let store = Store::new(&env, &urls, Patience::default()).map_err(|e| anyhow!(e))?;
+        let store = store.with_notice(wait::notice);
         let currency = config.map_or_else(Currency::default, |config| config.currency());
         Ok(Shop { env, store, currency, json: args.json })
     }
@@ -139,8 +149,15 @@ pub(crate) fn buy(args: &BuyArgs) -> anyhow::Result<()> {
     let shop = Shop::open(&args.customer)?;
     let key = args.key.clone().unwrap_or_else(|| IdempotencyKey::random(&shop.env));
     let body = BuyBody { quantity: args.quantity, expected_cost: args.expected_cost };
-    let bought = block_on(&shop.env, shop.store.buy(args.item, body, key.clone()))?;
-    let Bought { order, replayed } = match bought {
+    let buying = async {
+        // Who interrupts a buy must hear how to find out what has become of it.
+        let mut signals = Signals::catch().context("cannot catch signals")?;
+        tokio::select! {
+            bought = shop.store.buy(args.item, body, key.clone()) => anyhow::Ok(bought),
+            _ = signals.next() => Ok(Err(interrupted())),
+        }
+    };
+    let Bought { order, replayed } = match block_on(&shop.env, buying)?? {
         Err(error) if is_unknown(&error) => {
             return Err(error).with_context(|| ask_again(args, &key));
         }
@@ -149,8 +166,14 @@ pub(crate) fn buy(args: &BuyArgs) -> anyhow::Result<()> {
     shop.print_order(&order)?;
     if replayed {
         eprintln!("this order was made by an earlier request with the key {key}");
+    } else if args.key.is_none() {
+        eprintln!("its key: {key} (for --key, to repeat it safely)");
     }
     Ok(())
+}
+
+fn interrupted() -> StoreError {
+    StoreError::Problem(Problem::outcome_unknown("interrupted"))
 }
 
 fn is_unknown(error: &StoreError) -> bool {
@@ -159,11 +182,12 @@ fn is_unknown(error: &StoreError) -> bool {
 
 fn ask_again(args: &BuyArgs, key: &IdempotencyKey) -> String {
     let cost = args.expected_cost.map(|cost| format!(" --expected-cost {cost}"));
+    let quantity = (args.quantity != 1).then(|| format!(" --quantity {}", args.quantity));
     format!(
-        "it is not known whether item {item} was bought; ask again with `pygmy buy {item} \
-         --quantity {quantity}{cost} --key {key}`",
+        "it is not known whether item {item} was bought; ask again with `pygmy buy {item}\
+         {quantity}{cost} --key {key}`",
         item = args.item,
-        quantity = args.quantity,
+        quantity = quantity.unwrap_or_default(),
         cost = cost.unwrap_or_default(),
     )
 }

@@ -44,8 +44,6 @@ mod writer;
 mod recovery;
 
 #[cfg(test)]
-mod fake_disk;
-#[cfg(test)]
 mod tests;
 
 pub(crate) use error::LogError;

@@ -17,7 +17,10 @@
 
 use std::{collections::VecDeque, io, path::Path, sync::Arc};
 
-use pygmy_protocol::env::{Env, Files};
+use pygmy_protocol::{
+    env::{Env, Files},
+    planted,
+};
 
 use super::{
     LogConfig,
@@ -173,7 +176,7 @@ fn read_sealed(segments: &[Segment]) -> Result<VecDeque<Indexed>, LogError> {
 
 /// Reads the newest segment up to its end, to a torn tail, or to where a truncation cuts.
 fn read_newest(newest: &Segment, state: &HardState) -> Result<Scan, LogError> {
-    let scan = Scan::read(newest, state.truncating_from.unwrap_or(u64::MAX))?;
+    let mut scan = Scan::read(newest, state.truncating_from.unwrap_or(u64::MAX))?;
     let damaged = |proof: String| {
         let what = format!(
             "entry {} fails its check or is missing, and was durable according to {proof}",
@@ -189,6 +192,12 @@ fn read_newest(newest: &Segment, state: &HardState) -> Result<Scan, LogError> {
         && let Some(offset) = scan.witness(newest.first)
     {
         return Err(damaged(format!("the record at byte {offset}")));
+    }
+    if planted!(TailRepairCutsCommitted)
+        && scan.has_debris()
+        && let Some(cut) = scan.places.pop()
+    {
+        (scan.end, scan.next) = (cut.offset.into(), scan.next - 1);
     }
     Ok(scan)
 }

@@ -16,7 +16,7 @@ use pygmy_protocol::env::{Env, Worker};
 use tokio::sync::oneshot;
 
 use super::{
-    LogConfig, LogError,
+    LogConfig, LogError, hard_state,
     record::Encoded,
     recovery,
     table::{LogFigures, Shared},
@@ -36,6 +36,11 @@ pub(crate) struct LogStore {
 }
 
 impl LogStore {
+    /// Whether there is a log in `dir`, whole or not.
+    pub(crate) fn exists(env: &Env, dir: &Path) -> io::Result<bool> {
+        env.files.exists(&dir.join(hard_state::NAME))
+    }
+
     /// Opens the log in `dir`, or makes a new one, and starts its worker. Blocks: for use at the
     /// start. The caller holds the lock of the data directory.
     ///

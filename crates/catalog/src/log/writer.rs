@@ -14,7 +14,10 @@ use std::{
 };
 
 use openraft::storage::IOFlushed;
-use pygmy_protocol::env::{Env, File};
+use pygmy_protocol::{
+    env::{Env, File},
+    planted,
+};
 use tokio::sync::oneshot;
 
 use super::{
@@ -206,16 +209,18 @@ impl Writer {
         }
         let Segment { path, file, .. } = &self.active;
         file.write_all_at(&self.buffer, self.written_bytes).context("write", path)?;
-        self.timed(|| file.sync_data()).context("sync", path)?;
+        if !planted!(AckBeforeFsync) {
+            self.timed(|| file.sync_data()).context("sync", path)?;
+            self.durable_before = self.next;
+        }
         self.written_bytes += self.buffer.len() as u64;
         self.shared.figures.count_bytes(self.buffer.len());
         self.buffer.clear();
         self.buffer.shrink_to(KEPT_BUFFER_BYTES);
-        self.durable_before = self.next;
         if let Some(newest) = self.shared.table().segments.back_mut() {
             newest.places.append(&mut self.places);
         }
-        self.shared.flushed(self.durable_before);
+        self.shared.flushed(self.next);
         Ok(())
     }
 
@@ -253,7 +258,9 @@ impl Writer {
     }
 
     fn save_vote(&mut self, vote: Vote) -> Result<(), LogError> {
-        self.save(|state| state.vote = Some(vote))?;
+        if !planted!(VoteNotPersisted) {
+            self.save(|state| state.vote = Some(vote))?;
+        }
         self.shared.table().vote = Some(vote);
         Ok(())
     }

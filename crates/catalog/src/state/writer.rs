@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use pygmy_protocol::env::Env;
+use pygmy_protocol::{env::Env, planted};
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::{
@@ -52,8 +52,13 @@ impl Writer {
         }
         install::clean_up(&path)?;
         let db = schema::open_writer(&path, config.wal_autocheckpoint_pages)?;
-        let meta = Meta::load(&db).map_err(|e| StateError::from(e).in_database(&path))?;
+        let mut meta = Meta::load(&db).map_err(|e| StateError::from(e).in_database(&path))?;
         let requests = RequestsLog::open(&env.files, dir, &config, &meta)?;
+        if planted!(ApplyTwice)
+            && let Some(applied) = &mut meta.applied
+        {
+            applied.index = applied.index.saturating_sub(64);
+        }
         let shared = Arc::new(Shared::new(Pool::new(path.clone()), &meta));
         let lines = String::new();
         let mut writer =

@@ -1,9 +1,9 @@
 //! Buys, bad input, and the operators' routes, through sockets.
 
-use crate::store::{MAX_BODY_BYTES, assert_problem, secret, start};
+use crate::store::{FrontEnd, MAX_BODY_BYTES, Store, assert_problem, patient, secret, start};
 use http::{HeaderName, Method, StatusCode, header};
 use pygmy_client::Call;
-use pygmy_protocol::{Code, Problem, context::IDEMPOTENCY_KEY, order::Order};
+use pygmy_protocol::{Code, Env, Problem, context::IDEMPOTENCY_KEY, order::Order};
 
 fn with(mut call: Call, headers: &[(HeaderName, &str)], body: &[u8]) -> Call {
     for (name, value) in headers {
@@ -98,7 +98,7 @@ async fn bad_reads_are_refused_here() {
         ("/nothing", Code::UnknownRoute),
         ("/lookup", Code::UnknownRoute),
         ("/lookup/1/2", Code::UnknownRoute),
-        ("/", Code::UnknownRoute),
+        ("/favicon.ico", Code::UnknownRoute),
     ] {
         let answer = front.get(target).await;
         assert_eq!(answer.problem().code, code, "{target}");
@@ -147,15 +147,17 @@ async fn bad_buys_are_refused_here() {
 #[tokio::test]
 async fn wrong_methods_hear_which_are_right() {
     let (_store, front) = start().await;
-    for (method, target, allow) in [
-        (Method::POST, "/lookup/1", "GET,HEAD"),
-        (Method::DELETE, "/topics", "GET,HEAD"),
-        (Method::GET, "/buy/1", "POST"),
-        (Method::PUT, "/buy/1", "POST"),
+    let (read, change) = (("GET,HEAD", "GET or HEAD"), ("POST", "POST"));
+    for (method, target, (allow, named)) in [
+        (Method::POST, "/lookup/1", read),
+        (Method::DELETE, "/topics", read),
+        (Method::GET, "/buy/1", change),
+        (Method::PUT, "/buy/1", change),
     ] {
         let answer = front.send(&front.call(method, target)).await;
         assert_problem(&answer, Code::MethodNotAllowed);
         assert_eq!(answer.headers[header::ALLOW], allow, "{target}");
+        assert_eq!(answer.problem().detail, format!("this path takes only {named}"));
     }
 }
 
@@ -194,9 +196,34 @@ async fn only_operators_drop_entries() {
 }
 
 #[tokio::test]
-async fn a_front_end_is_ready_at_once_and_stops_when_told() {
+async fn a_front_end_is_ready_once_a_balancer_knows_it_and_stops_when_told() {
     let (_store, front) = start().await;
-    assert_eq!(front.get("/readyz").await.status, StatusCode::OK);
+    front.ready().await;
     assert_eq!(front.get("/livez").await.status, StatusCode::OK);
     assert_eq!(front.stop().await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_front_end_without_a_balancer_lives_and_is_not_ready() {
+    let env = Env::production();
+    let store = Store::start(&env).await;
+    let nobody = env.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let nowhere = format!("http://{}", nobody.local_addr().unwrap());
+    drop(nobody);
+    let front = FrontEnd::with_balancer(&env, &nowhere, vec![store.url.clone()], patient()).await;
+    let answer = front.get("/readyz").await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    let said = String::from_utf8_lossy(&answer.body).into_owned();
+    assert!(said.contains("no balancer has been reached yet"), "{said}");
+    assert_eq!(front.get("/livez").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn a_browser_is_shown_what_this_is() {
+    let (_store, front) = start().await;
+    let answer = front.get("/").await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.headers[header::CONTENT_TYPE], "text/html; charset=utf-8");
+    let page = String::from_utf8_lossy(&answer.body).into_owned();
+    assert!(page.contains("href=\"/topics\"") && !page.contains("<script"), "{page}");
 }

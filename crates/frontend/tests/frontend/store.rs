@@ -325,6 +325,16 @@ impl FrontEnd {
         catalogs: Vec<String>,
         settings: Settings,
     ) -> FrontEnd {
+        FrontEnd::with_balancer(env, &store.url, catalogs, settings).await
+    }
+
+    /// The same with the balancer at another URL.
+    pub(crate) async fn with_balancer(
+        env: &Env,
+        balancer: &str,
+        catalogs: Vec<String>,
+        settings: Settings,
+    ) -> FrontEnd {
         let listener = env.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let limits = Limits {
@@ -337,7 +347,7 @@ impl FrontEnd {
             url: url.clone(),
             secret: secret(),
             limits,
-            balancers: vec![Arc::new(Upstream::remote(env, &store.url).unwrap())],
+            balancers: vec![Arc::new(Upstream::remote(env, balancer).unwrap())],
             heartbeat: Duration::from_secs(2),
             attempt_timeout: PATIENCE,
         };
@@ -360,6 +370,16 @@ impl FrontEnd {
         self.send(&self.call(Method::GET, target)).await
     }
 
+    /// Waits until it is ready.
+    pub(crate) async fn ready(&self) {
+        let ready = async {
+            while self.get("/readyz").await.status != StatusCode::OK {
+                self.env.sleep(Duration::from_millis(1)).await;
+            }
+        };
+        self.env.timeout(PATIENCE, ready).await.unwrap();
+    }
+
     /// The stock that a lookup shows.
     pub(crate) async fn stock(&self, item: u64) -> u64 {
         self.get(&format!("/lookup/{item}")).await.json::<Item>().unwrap().stock
@@ -371,9 +391,9 @@ impl FrontEnd {
     }
 }
 
-/// Leases longer than any test: what ends a session is what the test does.
+/// The longest lease: what ends a session is what the test does.
 pub(crate) fn patient() -> Settings {
-    Settings { lease_ms: 60_000, ..Settings::default() }
+    Settings { lease_ms: 10_000, ..Settings::default() }
 }
 
 /// A store that leads its catalog, and a front end before it.

@@ -9,14 +9,20 @@
 //! that [`Files::database_path`] gives.
 
 mod clock;
+#[cfg(feature = "simulation")]
+mod fake_disk;
 mod files;
+mod governor;
 mod network;
 mod production;
 mod random;
 mod worker;
 
 pub use clock::{Clock, Instant};
+#[cfg(feature = "simulation")]
+pub use fake_disk::FakeDisk;
 pub use files::{File, Files, LockGuard};
+pub use governor::Governor;
 pub use network::{Connection, Listener, Network, ReadWrite};
 pub use random::Random;
 pub use worker::{Wake, Worker, Workers};
@@ -39,6 +45,8 @@ pub struct Env {
     pub random: Arc<dyn Random>,
     /// Threads for blocking work.
     pub workers: Arc<dyn Workers>,
+    /// Who holds tasks up or ends them: nobody on a real machine.
+    pub governor: Option<Arc<dyn Governor>>,
 }
 
 tokio::task_local! {
@@ -101,7 +109,11 @@ impl Env {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        tokio::spawn(CURRENT.scope(self.clone(), future))
+        let task = CURRENT.scope(self.clone(), future);
+        match &self.governor {
+            None => tokio::spawn(task),
+            Some(governor) => governor::spawn(governor, task),
+        }
     }
 
     /// Runs `future` with this environment as the current one.

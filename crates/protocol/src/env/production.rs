@@ -34,6 +34,7 @@ pub(super) fn environment() -> Env {
         files: Arc::new(MachineFiles),
         random: Arc::new(MachineRandom),
         workers: Arc::new(Threads),
+        governor: None,
     }
 }
 

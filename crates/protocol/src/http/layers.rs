@@ -117,6 +117,21 @@ async fn method_not_allowed(request: Request) -> Problem {
     Problem::new(Code::MethodNotAllowed, format!("this path does not take {}", request.method()))
 }
 
+/// Says in a 405 of ours which methods there are. Only here, outside of the router, has the answer
+/// its `Allow`.
+pub(super) fn name_allowed_methods(mut response: Response) -> Response {
+    if response.status() != StatusCode::METHOD_NOT_ALLOWED {
+        return response;
+    }
+    let Some(allowed) = response.headers().get(header::ALLOW) else { return response };
+    let allowed = allowed.to_str().unwrap_or_default().replace(',', " or ");
+    let detail = format!("this path takes only {allowed}");
+    let body = Problem::new(Code::MethodNotAllowed, detail).to_json();
+    response.headers_mut().insert(header::CONTENT_LENGTH, body.len().into());
+    *response.body_mut() = body.into();
+    response
+}
+
 struct Around {
     env: Env,
     limits: Limits,

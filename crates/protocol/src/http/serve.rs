@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{io::AsyncWriteExt, sync::watch};
 use tower::ServiceExt;
 
-use super::Limits;
+use super::{Limits, layers::name_allowed_methods};
 use crate::{
     env::{Connection, Env, Listener},
     problem::Problem,
@@ -135,7 +135,8 @@ async fn serve_connection(
 ) -> hyper::Result<()> {
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let request: Request = request.map(Body::new);
-        router.clone().oneshot(request)
+        let answer = router.clone().oneshot(request);
+        async { answer.await.map(name_allowed_methods) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

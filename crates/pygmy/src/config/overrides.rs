@@ -4,11 +4,17 @@
 //! (`balancer.probe_ms`: `PYGMY_BALANCER_PROBE_MS`); those of `[cluster]` go without the table's
 //! name (`PYGMY_SECRET_FILE`). The flag is `--set balancer.probe_ms=100`.
 
-use std::{collections::BTreeMap, env};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+};
 
 use toml::{Table, Value};
 
 use super::{ConfigError, Document, document::in_our_words, show::flatten};
+
+/// Variables of ours that are no settings: the log's filter, and what stands in for flags.
+const OTHER_VARIABLES: [&str; 3] = ["PYGMY_LOG", "PYGMY_SERVER", "PYGMY_CONFIG"];
 
 /// What the environment and the command line say.
 #[derive(Debug, Clone, Default)]
@@ -48,6 +54,19 @@ impl Settings {
         Settings { variables: variables.collect(), flags: flags.to_vec() }
     }
 
+    /// Refuses a variable that looks like a setting and is none: a slip would go unnoticed.
+    pub(crate) fn check_variables(&self) -> Result<(), ConfigError> {
+        let known: BTreeSet<_> = known_keys().iter().map(|key| variable_of(key)).collect();
+        let unknown = self.variables.keys().find(|name| {
+            let other = OTHER_VARIABLES.contains(&name.as_str()) || is_of_kubernetes(name);
+            !known.contains(*name) && !other
+        });
+        let Some(name) = unknown else { return Ok(()) };
+        let message = "no setting has this variable; correct its name, as in \
+                       PYGMY_BALANCER_PROBE_FAILURES for balancer.probe_failures, or remove it";
+        Err(ConfigError { place: name.clone(), message: message.to_owned() })
+    }
+
     /// Lays them over `document`, one by one, so that an error names what caused it.
     pub(super) fn lay_over(
         &self,
@@ -78,6 +97,12 @@ fn known_keys() -> Vec<String> {
 fn variable_of(key: &str) -> String {
     let key = key.strip_prefix("cluster.").unwrap_or(key);
     format!("PYGMY_{}", key.replace('.', "_").to_uppercase())
+}
+
+/// Kubernetes gives every container of a namespace with a service `pygmy` such variables
+/// (`PYGMY_SERVICE_HOST`, `PYGMY_PORT_80_TCP`), and nobody can be blamed for them.
+fn is_of_kubernetes(name: &str) -> bool {
+    name.contains("_SERVICE_") || name.contains("_PORT")
 }
 
 fn set(document: &Document, key: &str, text: &str, place: &str) -> Result<Document, ConfigError> {

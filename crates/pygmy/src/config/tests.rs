@@ -62,7 +62,8 @@ fn a_bad_value_names_its_line_and_key() {
         ("[limits]\n\nmax_body_bytes = 0\n", 3, "max_body_bytes"),
         ("[balancer]\nprobe_interval_ms = 1\n", 2, "probe_interval_ms"),
         ("[catalog]\nraft_heartbeat_ms = 1\n", 2, "raft_heartbeat_ms"),
-        ("[frontend]\nlease_ms = 1\n", 2, "lease_ms"),
+        ("[frontend]\nlease_ms = 49\n", 2, "lease_ms is 49; it must be from 50 to 10000"),
+        ("[frontend]\n\nlease_ms = 10001\n", 3, "lease_ms is 10001"),
         ("[cluster]\nheartbeat_ms = \n", 2, ""),
         ("[[server]]\nname = \"a\"\nrole = \"shop\"\nlisten = \"127.0.0.1:1\"\n", 3, "shop"),
         ("[[server]]\nname = \"a\"\nrole = \"order\"\nlisten = \"here\"\n", 4, "socket address"),
@@ -123,6 +124,27 @@ fn a_bad_variable_or_flag_is_named() {
     assert!(error.starts_with("--set cluster.heartbeat=1: unknown key"), "{error}");
     let error = wrong(&[], &[("clusters.heartbeat_ms", "1")]);
     assert!(error.contains("there is no table [clusters]"), "{error}");
+}
+
+#[test]
+fn a_variable_that_sets_nothing_is_named() {
+    let check = |name| Settings::of(&[(name, "1")], &[]).check_variables();
+    let names = ["PYGMY_BALANCER_PROBE_FAILURE", "PYGMY_CLUSTER_CURRENCY", "PYGMY_SECRET"];
+    for name in names {
+        assert!(check(name).unwrap_err().to_string().starts_with(&format!("{name}: no setting")));
+    }
+    for name in ["PYGMY_CURRENCY", "PYGMY_SECRET_FILE", "PYGMY_LOG", "PYGMY_SERVER", "PYGMY_CONFIG"]
+    {
+        assert_eq!(check(name), Ok(()), "{name}");
+    }
+    assert_eq!(check("PYGMY_BALANCER_SERVICE_HOST"), Ok(()), "Kubernetes sets it");
+}
+
+#[test]
+fn no_setting_is_taken_for_a_variable_of_kubernetes() {
+    for key in flatten(&Document::default()).into_keys() {
+        assert!(!key.contains("service_") && !key.contains("_port"), "{key}");
+    }
 }
 
 #[test]

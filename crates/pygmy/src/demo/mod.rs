@@ -2,10 +2,9 @@
 //!
 //! A demo is a directory with a configuration, which [`layout`] writes when there is none, and
 //! the servers of that configuration as child processes ([`supervise`]). [`bring_up`](up) waits
-//! until they live, makes them a cluster with the [`books`] of the reference design, once, and
-//! waits until they are ready. [`report`] tells people what happens.
+//! until they live, makes them a cluster with the [`books`](crate::books) of the reference design,
+//! once, and waits until they are ready. [`report`] tells people what happens.
 
-mod books;
 mod layout;
 mod report;
 mod supervise;
@@ -33,6 +32,8 @@ use crate::{
     runtime::{self, Signals},
 };
 
+/// The configuration, in the demo's directory.
+const CONFIG: &str = "pygmy.toml";
 /// What the client process and the test cases write, in the demo's directory.
 const CLIENT_OUTPUT: &str = "ClientOutput.txt";
 const TESTS: &str = "tests.txt";
@@ -40,28 +41,46 @@ const TESTS: &str = "tests.txt";
 /// Runs a demo until it is told to stop.
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let env = Env::production();
-    let config = prepare(&env, args)?;
-    runtime::block_on(&env, demo(&env, args, &config))?
+    let plan = Plan::of(args)?;
+    runtime::block_on(&env, demo(&env, args, &plan))?
 }
 
-/// Makes the directory, the configuration and the secret, as far as they are missing.
-fn prepare(env: &Env, args: &DemoArgs) -> anyhow::Result<Config> {
-    let dir = &args.dir;
-    // The secret and everything that was sold are nobody else's business.
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.with_context(|| format!("cannot make {}; choose another --dir", dir.display()))?;
-    let path = dir.join("pygmy.toml");
-    let asked = layout::Asked { layout: args.layout, base_port: args.base_port };
-    if !path.exists() {
-        write(&path, &asked.configuration()?, 0o644)?;
+/// What is going to run.
+struct Plan {
+    config: Config,
+    /// The text of the configuration, if the directory has none yet.
+    new: Option<String>,
+}
+
+impl Plan {
+    fn of(args: &DemoArgs) -> anyhow::Result<Plan> {
+        let settings = Settings::of_process(&[]);
+        settings.check_variables()?;
+        let path = args.dir.join(CONFIG);
+        let asked = layout::Asked { layout: args.layout, base_port: args.base_port };
+        if path.exists() {
+            let config = Config::load(&path, &settings)?;
+            asked.check_against(&config)?;
+            return Ok(Plan { config, new: None });
+        }
+        let text = asked.configuration()?;
+        Ok(Plan { config: Config::parse(&path, &text, &settings)?, new: Some(text) })
     }
-    let config = Config::load(&path, &Settings::of_process(&[]))?;
-    asked.check_against(&config)?;
-    let secret_file = config.secret_file();
-    if !secret_file.exists() {
-        write(&secret_file, &format!("{}\n", Secret::generate(env)), 0o600)?;
+
+    /// Makes the directory, the configuration and the secret, as far as they are missing.
+    fn write(&self, env: &Env, dir: &Path) -> anyhow::Result<()> {
+        // The secret and everything that was sold are nobody else's business.
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.with_context(|| format!("cannot make {}; choose another --dir", dir.display()))?;
+        if let Some(text) = &self.new {
+            write(self.config.path(), text, 0o644)?;
+        }
+        let secret_file = self.config.secret_file();
+        if !secret_file.exists() {
+            write(&secret_file, &format!("{}\n", Secret::generate(env)), 0o600)?;
+        }
+        Ok(())
     }
-    Ok(config)
 }
 
 /// Writes a whole file or, under its name, nothing.
@@ -78,10 +97,13 @@ fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
     written.with_context(|| format!("cannot write {}", path.display()))
 }
 
-async fn demo(env: &Env, args: &DemoArgs, config: &Config) -> anyhow::Result<()> {
+async fn demo(env: &Env, args: &DemoArgs, plan: &Plan) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
+    let config = &plan.config;
     let report = Report::new(config, &args.dir);
-    supervise::check_ports(env, config).await?;
+    supervise::check_ports(env, config, plan.new.is_some()).await?;
+    // Only now: who is refused for a port in use may ask for others in the same directory.
+    plan.write(env, &args.dir)?;
     let mut children = Children::start(config, args.log_format)?;
     let outcome = tokio::select! {
         outcome = run_store(env, args, config, &mut children, &report) => outcome,

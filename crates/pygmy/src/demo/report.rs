@@ -1,18 +1,22 @@
 //! What a demo tells people.
 
-use std::{collections::BTreeMap, env, fs, path::Path, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, env, fs, path::Path, time::Duration};
 
+use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use pygmy_protocol::registration::Role;
 
 use super::supervise::{Children, Exit, log_file};
 use crate::{
+    cli::DEMO_CONFIG,
     config::{Config, ServerEntry},
     print::{self, Column, Style},
 };
 
 /// Lines of a log that are shown when its server has failed.
-const LOG_LINES: usize = 10;
+const LOG_LINES: usize = 3;
+/// Columns of a terminal that does not say how many it has.
+const WIDTH: u16 = 80;
 /// Of a log, only so much from its end is looked at.
 const LOG_BYTES: usize = 16 * 1024;
 
@@ -97,23 +101,33 @@ impl<'a> Report<'a> {
     }
 
     pub(super) fn what_to_try(&self) -> anyhow::Result<()> {
-        let program = env::args().next().unwrap_or_else(|| "pygmy".to_owned());
-        let public = self.config.public_urls();
-        let server = public.first().map_or("", String::as_str);
+        let program = program();
+        let (mut store, mut config) = (String::new(), String::new());
+        if self.config.path() != Path::new(DEMO_CONFIG) {
+            let public = self.config.public_urls();
+            store = format!(" --server {}", public.first().map_or("", String::as_str));
+            config = format!(" --config {}", quoted(&self.config.path().to_string_lossy()));
+        }
         print::line(format_args!(
             "\ntry, in another terminal:\n\
-             \x20 {program} search 'Distributed Systems' --server {server}\n\
-             \x20 {program} buy 2 --server {server}\n\
-             \x20 {program} admin status --config {}\n\
-             \nCtrl-C stops everything.",
-            self.config.path().display()
+             \x20 {program} search 'Graduate School'{store}\n\
+             \x20 {program} buy 2{store}\n\
+             \x20 {program} admin status{config}\n\
+             \nCtrl-C stops everything."
         ))?;
         Ok(())
     }
 
     pub(super) fn died(&self, exit: &Exit) {
-        eprintln!("{} has ended ({}); the end of {}:", exit.name, exit.how(), exit.log.display());
+        eprintln!("{} has ended ({}); its last words:", exit.name, exit.how());
         show_log(&exit.log);
+        if let Some(server) = self.config.server(&exit.name) {
+            let config = quoted(&self.config.path().to_string_lossy()).into_owned();
+            let (program, role, name) = (program(), server.role, &server.name);
+            eprintln!("start it again, in another terminal:");
+            // On one line it would be too long for most terminals.
+            eprintln!("  {program} serve {role} --name {name} \\\n    --config {config}");
+        }
     }
 
     pub(super) fn stopping(&self, servers: usize) {
@@ -143,7 +157,51 @@ fn show_log(path: &Path) {
     let bytes = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_BYTES)..]);
     let lines: Vec<_> = text.lines().collect();
+    let width = usize::from(Table::new().use_stderr().width().unwrap_or(WIDTH));
     for line in &lines[lines.len().saturating_sub(LOG_LINES)..] {
-        eprintln!("  {}", print::without_controls(line));
+        eprintln!("  {}", cut(&print::without_controls(line), width.saturating_sub(2)));
+    }
+}
+
+/// The first `width` characters of a line; the last of them says if there are more.
+fn cut(line: &str, width: usize) -> Cow<'_, str> {
+    match line.char_indices().nth(width) {
+        None => line.into(),
+        Some(_) => line.chars().take(width.saturating_sub(1)).chain(['…']).collect(),
+    }
+}
+
+/// This program, as it can be called from the same directory.
+fn program() -> String {
+    let called = env::args().next().unwrap_or_else(|| "pygmy".to_owned());
+    let here = env::current_dir().unwrap_or_default();
+    let inside = Path::new(&called).strip_prefix(here).ok().and_then(Path::to_str);
+    // Without a slash the shell would look for it elsewhere.
+    quoted(inside.filter(|path| path.contains('/')).unwrap_or(&called)).into_owned()
+}
+
+/// One word for a shell.
+fn quoted(text: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:,=@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.into();
+    }
+    format!("'{}'", text.replace('\'', r"'\''")).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lines_are_cut_and_say_so() {
+        assert_eq!(cut("Größe", 5), "Größe");
+        assert_eq!(cut("Größe!", 5), "Größ…");
+    }
+
+    #[test]
+    fn what_a_shell_would_take_apart_is_quoted() {
+        assert_eq!(quoted("target/debug/pygmy"), "target/debug/pygmy");
+        assert_eq!(quoted("my shop's/pygmy.toml"), r"'my shop'\''s/pygmy.toml'");
     }
 }

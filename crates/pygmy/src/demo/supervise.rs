@@ -25,6 +25,9 @@ use crate::{
     runtime::Signals,
 };
 
+/// A log longer than this is put aside when its server is started. While the server runs it has no
+/// bound: the demo is not how stores are run for months.
+const LOG_BYTES_MAX: u64 = 16 << 20;
 /// How long a server may take to stop before it is killed: longer than its `drain_timeout_ms`.
 const STOP_TIMEOUT: Duration = Duration::from_secs(8);
 /// Signals within this time are one: some senders send theirs to the process and to its group.
@@ -62,23 +65,30 @@ impl Exit {
 }
 
 /// Checks that nobody else listens where the servers are to listen.
-pub(super) async fn check_ports(env: &Env, config: &Config) -> anyhow::Result<()> {
+///
+/// # Errors
+/// Which port is in use, and what to do: a store that is `new` may have others.
+pub(super) async fn check_ports(env: &Env, config: &Config, new: bool) -> anyhow::Result<()> {
     for server in config.servers() {
         for address in [Some(server.listen), server.public_listen].into_iter().flatten() {
-            check_port(env, &server.name, address).await?;
+            check_port(env, &server.name, address, new).await?;
         }
     }
     Ok(())
 }
 
-async fn check_port(env: &Env, name: &str, address: SocketAddr) -> anyhow::Result<()> {
+async fn check_port(env: &Env, name: &str, address: SocketAddr, new: bool) -> anyhow::Result<()> {
+    let advice = if new {
+        "stop what uses it, or choose other ports with --base-port"
+    } else {
+        "is this store running already? Stop what uses the port, or run another store with \
+         --base-port and a --dir of its own"
+    };
     match env.listen(address).await {
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => bail!(
-            "port {} is in use, and {name} needs it; is another demo running? Stop it, or run this \
-             one elsewhere with --base-port and a --dir of its own",
-            address.port()
-        ),
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            bail!("port {} is in use, and {name} needs it; {advice}", address.port())
+        }
         Err(error) => Err(error).context(format!("{name} cannot be started")),
     }
 }
@@ -181,8 +191,34 @@ impl Children {
     }
 }
 
+/// Opens a log to go on with it; one that has become long is put aside, in place of the one that
+/// was put aside before.
 fn open_log(path: &Path) -> anyhow::Result<File> {
-    let opened = fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))
-        .and_then(|()| File::options().create(true).append(true).open(path));
-    opened.with_context(|| format!("cannot write {}", path.display()))
+    let open = || {
+        fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))?;
+        if fs::metadata(path).is_ok_and(|log| log.len() > LOG_BYTES_MAX) {
+            fs::rename(path, path.with_extension("1.txt"))?;
+        }
+        File::options().create(true).append(true).open(path)
+    };
+    open().with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_log_is_put_aside_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, aside) = (dir.path().join("a/log.txt"), dir.path().join("a/log.1.txt"));
+        open_log(&path).unwrap().set_len(LOG_BYTES_MAX).unwrap();
+        open_log(&path).unwrap();
+        assert!(!aside.exists(), "it is not too long yet");
+        for bytes in [LOG_BYTES_MAX + 1, LOG_BYTES_MAX + 2] {
+            open_log(&path).unwrap().set_len(bytes).unwrap();
+            assert_eq!(open_log(&path).unwrap().metadata().unwrap().len(), 0);
+            assert_eq!(fs::metadata(&aside).unwrap().len(), bytes);
+        }
+    }
 }

@@ -1,20 +1,17 @@
 //! From started processes to a store that sells.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use http::{Method, StatusCode};
-use pygmy_client::{Answer, Call, Upstream, call_any};
-use pygmy_protocol::{
-    Env, IdempotencyKey, Problem, RequestContext, http::Secret, registration::Role,
-};
+use pygmy_client::{Answer, Call, Upstream, operator::Founder, store::Patience};
+use pygmy_protocol::{Env, RequestContext, http::Secret, registration::Role};
 
 use super::{
-    books::books,
     report::{Progress, Report},
     supervise::Children,
 };
-use crate::config::Config;
+use crate::{books::books, config::Config};
 
 /// Longest time until all is ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,8 +19,8 @@ const READY_TIMEOUT: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Longest wait for a server to say how it is.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest wait for one replica to make the cluster.
-const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time until the cluster is made: short of [`READY_TIMEOUT`], so that its reason is told.
+const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(15);
 /// Says, in the demo's directory, that the catalog has its first items.
 const BOOTSTRAPPED: &str = "bootstrapped";
 
@@ -49,7 +46,7 @@ pub(super) async fn bring_up(
         let marker = dir.join(BOOTSTRAPPED);
         if !marker.exists() {
             progress.step("making the cluster");
-            bootstrap(env, config, secret, &mut missing).await?;
+            bootstrap(env, config, secret).await?;
             super::write(&marker, "The catalog has its first items.\n", 0o644)?;
         }
         progress.step("waiting until all are ready");
@@ -122,35 +119,11 @@ async fn probe(env: &Env, server: &Upstream, path: &str) -> Result<(), String> {
     }
 }
 
-/// Asks the catalog replicas in turn to make the cluster. Asking again is safe.
-async fn bootstrap(
-    env: &Env,
-    config: &Config,
-    secret: &Secret,
-    missing: &mut BTreeMap<String, String>,
-) -> anyhow::Result<()> {
-    let replicas: Result<Vec<_>, String> = config
-        .urls(Role::Catalog)
-        .iter()
-        .map(|url| Upstream::remote(env, url).map(Arc::new))
-        .collect();
-    let replicas = replicas.map_err(|e| anyhow!(e))?;
-    let (key, body) = (IdempotencyKey::random(env), serde_json::json!({ "items": books()? }));
-    loop {
-        let context = RequestContext::fresh(env, BOOTSTRAP_TIMEOUT);
-        let call = Call::new(Method::POST, "/bootstrap", context);
-        let call = call.with_secret(secret).with_key(&key).with_json(&body);
-        let answer = call_any(env, replicas.iter().cloned(), &call, BOOTSTRAP_TIMEOUT).await;
-        if answer.status.is_success() {
-            missing.clear();
-            return Ok(());
-        }
-        let problem = answer.problem();
-        if problem.code.status().is_client_error() {
-            let Problem { detail, .. } = problem;
-            bail!("the catalog refuses its first items: {detail}");
-        }
-        missing.insert("the catalog".to_owned(), problem.to_string());
-        env.sleep(LOOK_AGAIN).await;
-    }
+/// Makes the cluster. Asking again is safe: it may have been made just before a demo was stopped.
+async fn bootstrap(env: &Env, config: &Config, secret: &Secret) -> anyhow::Result<()> {
+    let patience = Patience { total: BOOTSTRAP_TIMEOUT, ..Patience::default() };
+    let founder = Founder::new(env, &config.urls(Role::Catalog), secret.clone(), patience);
+    let made = founder.map_err(|e| anyhow!(e))?.bootstrap(&books()?).await;
+    made.context("the catalog refuses its first items")?;
+    Ok(())
 }

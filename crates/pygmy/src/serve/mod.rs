@@ -29,6 +29,7 @@ use crate::{
 /// Runs a server to its end.
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let settings = Settings::of_process(&args.config.set);
+    settings.check_variables()?;
     let config = Arc::new(Config::load(&args.config.config, &settings)?);
     let server = find(&config, &args.name, args.role)?.clone();
     let secret = read_secret(&config.secret_file())?;
@@ -51,7 +52,11 @@ fn find<'a>(config: &'a Config, name: &str, role: Role) -> anyhow::Result<&'a Se
     Ok(server)
 }
 
-fn read_secret(file: &Path) -> anyhow::Result<Secret> {
+/// Reads the cluster's secret.
+///
+/// # Errors
+/// What is wrong with the file, and how to make one.
+pub(crate) fn read_secret(file: &Path) -> anyhow::Result<Secret> {
     Secret::read(file).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow::anyhow!(
             "{error}; copy it from another machine of the cluster, or make the cluster's with: \

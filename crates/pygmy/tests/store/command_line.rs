@@ -74,7 +74,7 @@ async fn the_client_process_and_the_test_cases_pass() {
 
 #[tokio::test]
 async fn an_operator_changes_stock_and_cost_and_sees_the_servers() {
-    let store = Store::start(Layout::Tiers).await;
+    let mut store = Store::start(Layout::Tiers).await;
     let pygmy = CommandLine { store: &store, servers: store.public_urls() };
     let config = store.config().to_string_lossy().into_owned();
     pygmy.ok(&["admin", "--config", &config, "set-stock", "2", "5"]).await;
@@ -85,6 +85,12 @@ async fn an_operator_changes_stock_and_cost_and_sees_the_servers() {
     for name in ["catalog-1", "catalog-2", "catalog-3", "leader"] {
         assert!(table.contains(name), "{table}");
     }
+    assert!(!table.contains("no answer"), "{table}");
+    store.kill("catalog-3");
+    let pygmy = CommandLine { store: &store, servers: store.public_urls() };
+    let table = pygmy.ok(&["admin", "--config", &config, "status"]).await;
+    let gone = table.lines().find(|line| line.starts_with("catalog-3")).unwrap();
+    assert!(gone.contains("no answer"), "{table}");
     let shown = pygmy.ok(&["config", "show", &config]).await;
     assert!(shown.contains("catalog-1"), "{shown}");
     fs::write(&config, fs::read_to_string(&config).unwrap() + "\n[limits]\nmax_bodies = 1\n")
@@ -92,4 +98,21 @@ async fn an_operator_changes_stock_and_cost_and_sees_the_servers() {
     let (code, _, error) = pygmy.run(&["config", "check", &config]).await;
     assert_eq!(code, 1, "{error}");
     assert!(error.contains("unknown key `max_bodies`") && error.contains("pygmy.toml:"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cluster_is_made_once() {
+    let store = Store::start(Layout::Nodes).await;
+    let pygmy = CommandLine { store: &store, servers: Vec::new() };
+    let config = store.config().to_string_lossy().into_owned();
+    let before = store.agreed().await;
+    for more in [&[][..], &["--books"]] {
+        let bootstrap = [&["admin", "bootstrap", "--config", &config], more].concat();
+        let (code, _, error) = pygmy.run(&bootstrap).await;
+        assert_eq!(code, 1, "{error}");
+        assert!(error.contains("exists already, with other first items"), "{error}");
+    }
+    assert_eq!(store.agreed().await[0].state_hash, before[0].state_hash);
+    // Clients find the store through the configuration as well.
+    assert!(pygmy.ok(&["topics", "--config", &config]).await.contains("Graduate School"));
 }

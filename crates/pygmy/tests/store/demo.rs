@@ -73,7 +73,7 @@ async fn the_demo_sells_a_book_and_leaves_nothing_behind() {
         assert!(
             client.contains("/buy/") && client.contains("/lookup/") && client.contains("/search/")
         );
-        for shown in [" search ", " buy ", " admin status "] {
+        for shown in [" search ", " buy ", " admin status"] {
             assert!(printed.contains(shown), "it shows what to try: {printed}");
         }
     }
@@ -109,6 +109,24 @@ async fn a_killed_demo_leaves_nothing_behind_and_its_data_stays() {
 }
 
 #[tokio::test]
+async fn a_server_that_dies_is_named_with_the_way_to_start_it_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = fs::canonicalize(dir.path()).unwrap();
+    let base = free_ports(&Env::production(), 20);
+    let child = demo(&dir, base, &["--layout", "nodes"]).spawn().unwrap();
+    until("the store is up", async || dir.join("bootstrapped").exists().then_some(())).await;
+    for server in servers_of(&dir) {
+        let server = rustix::process::Pid::from_raw(server.cast_signed()).unwrap();
+        rustix::process::kill_process(server, rustix::process::Signal::KILL).unwrap();
+    }
+    let output = ended(child).await;
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("SIGKILL"), "{error}");
+    assert!(error.contains("serve all --name node-") && error.contains("pygmy.toml"), "{error}");
+}
+
+#[tokio::test]
 async fn a_taken_port_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let base = free_ports(&Env::production(), 20);
@@ -120,4 +138,5 @@ async fn a_taken_port_is_named() {
     assert!(error.contains("catalog-2"), "and who wants it: {error}");
     assert!(error.contains("--base-port"), "and what to do: {error}");
     assert_eq!(servers_of(dir.path()), Vec::<u32>::new());
+    assert!(!dir.path().join("pygmy.toml").exists(), "the directory takes other ports still");
 }

@@ -236,14 +236,6 @@ impl Store {
         }
     }
 
-    /// The directory in which the replica of a server keeps its files.
-    pub(crate) fn catalog_data(&self, name: &str) -> PathBuf {
-        match self.layout {
-            Layout::Tiers => self.data(name),
-            Layout::Nodes => self.data(name).join("catalog"),
-        }
-    }
-
     /// `GET /status` of the replica of a server; `None` if it does not answer.
     pub(crate) async fn status(&self, name: &str) -> Option<CatalogStatus> {
         let number = name.rsplit('-').next().unwrap();
@@ -381,7 +373,7 @@ impl Store {
 
     /// The text log of updates of a replica, all its files, oldest first.
     pub(crate) fn requests_text(&self, name: &str) -> String {
-        let mut files: Vec<_> = fs::read_dir(self.catalog_data(name))
+        let mut files: Vec<_> = fs::read_dir(self.data(name))
             .unwrap()
             .map(|entry| entry.unwrap().path())
             .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("requests"))

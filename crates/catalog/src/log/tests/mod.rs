@@ -1,4 +1,4 @@
-//! Tests of the log on the [fake disk](super::fake_disk), with a worker that runs when told.
+//! Tests of the log on the [fake disk](FakeDisk), with a worker that runs when told.
 
 mod crash;
 mod repair;
@@ -22,12 +22,12 @@ use openraft::{
 };
 use pygmy_protocol::{
     command::{Command, Request},
-    env::{Env, Wake, Workers},
+    env::{Env, FakeDisk, Wake, Workers},
     item::Item,
 };
 use tokio::sync::oneshot;
 
-use super::{LogConfig, LogError, LogStore, fake_disk::FakeDisk, segment};
+use super::{LogConfig, LogError, LogStore, segment};
 use crate::raft::{Batch, Entry, LogId, TypeConfig, Vote};
 
 /// Small enough that a few entries fill a segment, and few stay in memory.

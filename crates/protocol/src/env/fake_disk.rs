@@ -14,17 +14,17 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io, mem,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use pygmy_protocol::env::{File, Files, LockGuard};
+use super::{File, Files, LockGuard};
 
 /// What a disk writes as a whole, if it is not torn.
 const SECTOR_BYTES: usize = 512;
 
 /// The disk. Clones are the same disk.
 #[derive(Clone, Default)]
-pub(crate) struct FakeDisk(Arc<Mutex<Disk>>);
+pub struct FakeDisk(Arc<Mutex<Disk>>);
 
 #[derive(Default)]
 struct Disk {
@@ -85,7 +85,7 @@ impl Dice {
 
 impl FakeDisk {
     /// The machine loses power and comes back.
-    pub(crate) fn power_loss(&self, seed: u64) {
+    pub fn power_loss(&self, seed: u64) {
         let mut disk = self.lock();
         let mut dice = Dice(seed);
         // From nothing lost to everything lost: both ends are worth their own share.
@@ -103,33 +103,33 @@ impl FakeDisk {
     }
 
     /// The process dies and the machine goes on.
-    pub(crate) fn process_death(&self) {
+    pub fn process_death(&self) {
         self.lock().new_life();
     }
 
     /// Lets the process die after `calls` more calls.
-    pub(crate) fn die_after(&self, calls: u64) {
+    pub fn die_after(&self, calls: u64) {
         self.lock().calls_left = Some(calls);
     }
 
     /// Whether the process is dead.
-    pub(crate) fn is_dead(&self) -> bool {
+    pub fn is_dead(&self) -> bool {
         self.lock().calls_left == Some(0)
     }
 
     /// Lets every sync of a file fail in this life, as Linux does: what it should have made durable
     /// is still seen, and a later sync does not write it.
-    pub(crate) fn fail_syncs(&self) {
+    pub fn fail_syncs(&self) {
         self.lock().syncs_fail = true;
     }
 
     /// Limits the bytes that all files have together.
-    pub(crate) fn set_room(&self, bytes: u64) {
+    pub fn set_room(&self, bytes: u64) {
         self.lock().room_bytes = Some(bytes);
     }
 
     /// Changes what a file holds, on the platter, too: damage, or somebody's hand.
-    pub(crate) fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    pub fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let mut disk = self.lock();
         let inode = disk.names[path];
         let inode = &mut disk.inodes[inode];
@@ -139,20 +139,20 @@ impl FakeDisk {
     }
 
     /// Takes a file away, for good.
-    pub(crate) fn lose(&self, path: &Path) {
+    pub fn lose(&self, path: &Path) {
         let mut disk = self.lock();
         disk.names.remove(path);
         disk.durable_names.remove(path);
     }
 
     /// What the process would read.
-    pub(crate) fn contents(&self, path: &Path) -> Vec<u8> {
+    pub fn contents(&self, path: &Path) -> Vec<u8> {
         let disk = self.lock();
         disk.inodes[disk.names[path]].seen.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Disk> {
-        self.0.lock().unwrap()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Locks for a call of the process that lives.

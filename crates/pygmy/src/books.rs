@@ -25,7 +25,7 @@ const BOOKS: [(u64, &str, &str, u64); 7] = [
 ];
 
 /// The books as items.
-pub(super) fn books() -> Result<Vec<Item>, Problem> {
+pub(crate) fn books() -> Result<Vec<Item>, Problem> {
     let item = |(number, title, topic, dollars): (u64, &str, &str, u64)| {
         Ok(Item {
             item_number: ItemNumber::try_from(number)?,

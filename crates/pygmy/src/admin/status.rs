@@ -1,0 +1,342 @@
+//! `pygmy admin status` and `pygmy admin servers`: what all servers say of themselves and of one
+//! another.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::bail;
+use http::Method;
+use pygmy_client::{Call, Upstream};
+use pygmy_protocol::{
+    Env, RequestContext,
+    http::Secret,
+    registration::{CatalogStatus, Role, ServerStatus, Servers},
+};
+use serde::de::DeserializeOwned;
+
+use super::Cluster;
+use crate::{
+    config::Part,
+    print::{self, Column},
+    runtime::block_on,
+};
+
+/// Longest wait for one server's status: one that hangs must not hide the others.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+/// Digits of a state hash that people compare.
+const HASH_DIGITS: usize = 12;
+/// Characters in the column of a server's health: more, and the table would not fit a terminal of
+/// 80 columns. Longer reasons get lines of their own.
+const HEALTH_CHARS: usize = 22;
+/// Stands where nothing can be known.
+const NOTHING: &str = "-";
+const NO_ANSWER: &str = "no answer";
+
+/// Servers by name, with what each said, or the sentence that says why it did not.
+type Answers<T> = Vec<(Part, Result<T, String>)>;
+
+/// `pygmy admin status`: the replicas, and one table of what all balancers know.
+pub(super) fn status(env: &Env, cluster: &Cluster, json: bool) -> anyhow::Result<()> {
+    let secret = cluster.secret()?;
+    let (catalogs, balancers) = block_on(env, async {
+        let balancers = ask(env, &secret, cluster.balancers.clone(), "/servers").await;
+        let replicas = replicas(cluster, &balancers);
+        (ask(env, &secret, replicas, "/status").await, balancers)
+    })?;
+    if json {
+        print_json(&catalogs, &balancers)?;
+    } else {
+        print_catalogs(&catalogs)?;
+        print::line("")?;
+        print_servers(&balancers)?;
+    }
+    check_any(answered(&catalogs).count() + answered(&balancers).count())
+}
+
+/// `pygmy admin servers`: a table for each balancer.
+pub(super) fn servers(env: &Env, cluster: &Cluster, json: bool) -> anyhow::Result<()> {
+    let secret = cluster.secret()?;
+    let balancers = block_on(env, ask(env, &secret, cluster.balancers.clone(), "/servers"))?;
+    if json {
+        print_json(&Vec::new(), &balancers)?;
+    } else {
+        for answer in &balancers {
+            match answer {
+                (_, Ok(servers)) => {
+                    print::line(format_args!("as {} sees them:", servers.balancer))?;
+                    print_servers(std::slice::from_ref(answer))?;
+                }
+                (Part { name, url }, Err(_)) => {
+                    print::line(format_args!("{name} at {} does not answer", place(url)))?;
+                }
+            }
+            print::line("")?;
+        }
+    }
+    check_any(answered(&balancers).count())
+}
+
+fn check_any(answered: usize) -> anyhow::Result<()> {
+    if answered == 0 {
+        bail!("no server answers; start the store with `pygmy demo` or `pygmy serve`");
+    }
+    Ok(())
+}
+
+fn answered<T>(answers: &Answers<T>) -> impl Iterator<Item = &T> {
+    answers.iter().filter_map(|(_, answer)| answer.as_ref().ok())
+}
+
+/// Those of the configuration and those that the balancers know: they may have been added later.
+fn replicas(cluster: &Cluster, balancers: &Answers<Servers>) -> Vec<Part> {
+    let configured = cluster.config.iter().flat_map(|config| config.parts(Role::Catalog));
+    let mut named: BTreeMap<_, _> = configured.map(|part| (part.name, part.url)).collect();
+    for server in answered(balancers).flat_map(|balancer| &balancer.servers) {
+        if server.role == Role::Catalog {
+            named.insert(server.name.clone(), server.url.clone());
+        }
+    }
+    named.into_iter().map(|(name, url)| Part { name, url }).collect()
+}
+
+/// Asks all of them at the same time.
+async fn ask<T: DeserializeOwned + Send + 'static>(
+    env: &Env,
+    secret: &Secret,
+    servers: Vec<Part>,
+    path: &'static str,
+) -> Answers<T> {
+    let asked: Vec<_> = servers
+        .into_iter()
+        .map(|part| {
+            let (own, secret, url) = (env.clone(), secret.clone(), part.url.clone());
+            (part, env.spawn(async move { get(&own, &secret, &url, path).await }))
+        })
+        .collect();
+    let mut answers = Vec::new();
+    for (part, task) in asked {
+        let answer = task.await.unwrap_or_else(|error| Err(error.to_string()));
+        let sentence = |why| format!("no status from {} at {}: {why}", part.name, part.url);
+        let answer = answer.map_err(sentence);
+        answers.push((part, answer));
+    }
+    answers
+}
+
+async fn get<T: DeserializeOwned>(
+    env: &Env,
+    secret: &Secret,
+    url: &str,
+    path: &str,
+) -> Result<T, String> {
+    let context = RequestContext::fresh(env, STATUS_TIMEOUT);
+    let call = Call::new(Method::GET, path, context).with_secret(secret);
+    let answer = Upstream::remote(env, url)?.send(&call, STATUS_TIMEOUT).await;
+    answer.map_err(|failure| failure.to_string())?.json().map_err(|problem| problem.to_string())
+}
+
+fn print_json(
+    catalogs: &Answers<CatalogStatus>,
+    balancers: &Answers<Servers>,
+) -> anyhow::Result<()> {
+    let silent_catalogs = catalogs.iter().filter_map(|(_, answer)| answer.as_ref().err());
+    let silent_balancers = balancers.iter().filter_map(|(_, answer)| answer.as_ref().err());
+    Ok(print::json(&serde_json::json!({
+        "catalogs": answered(catalogs).collect::<Vec<_>>(),
+        "balancers": answered(balancers).collect::<Vec<_>>(),
+        "unanswered": silent_balancers.chain(silent_catalogs).collect::<Vec<_>>(),
+    }))?)
+}
+
+fn print_catalogs(catalogs: &Answers<CatalogStatus>) -> anyhow::Result<()> {
+    let columns = [
+        Column::Text("CATALOG"),
+        Column::Text("ROLE"),
+        Column::Number("TERM"),
+        Column::Number("LOG"),
+        Column::Number("APPLIED"),
+        Column::Number("ORDERS"),
+        Column::Text("STATE"),
+    ];
+    let rows = catalogs.iter().map(|(Part { name, .. }, answer)| match answer {
+        Ok(status) => vec![
+            status.name.clone(),
+            status.role.clone(),
+            status.term.to_string(),
+            status.last_log_index.to_string(),
+            status.applied_index.to_string(),
+            status.orders.to_string(),
+            status.state_hash.chars().take(HASH_DIGITS).collect(),
+        ],
+        Err(_) => {
+            let mut row = vec![name.clone(), NO_ANSWER.to_owned()];
+            row.resize(columns.len(), NOTHING.to_owned());
+            row
+        }
+    });
+    print::table(&columns, rows)?;
+    let mut fresh: Vec<_> =
+        answered(catalogs).flat_map(|status| status.front_ends.iter().cloned()).collect();
+    if !fresh.is_empty() {
+        fresh.sort_unstable();
+        fresh.dedup();
+        print::line(format_args!("caches kept fresh: {}", fresh.join(", ")))?;
+    }
+    Ok(())
+}
+
+/// What the balancers say of one server, each with its name.
+type Views<'a> = Vec<(&'a str, &'a ServerStatus)>;
+
+/// One table of what the balancers know: their counts added up. Below it, what needs more words.
+fn print_servers(balancers: &[(Part, Result<Servers, String>)]) -> anyhow::Result<()> {
+    let mut views: BTreeMap<(Role, &str), Views<'_>> = BTreeMap::new();
+    let mut rows = BTreeMap::new();
+    for (part, answer) in balancers {
+        match answer {
+            Ok(Servers { balancer, servers }) => {
+                for server in servers {
+                    let seen = views.entry((server.role, &server.name)).or_default();
+                    seen.push((balancer, server));
+                }
+            }
+            Err(_) => {
+                let row = row(&part.name, Role::Balancer, &part.url, NO_ANSWER, None);
+                rows.insert((Role::Balancer, part.name.as_str()), row);
+            }
+        }
+    }
+    let mut reasons = Vec::new();
+    for ((role, name), seen) in views {
+        let Some((_, first)) = seen.first() else { continue };
+        let Health { short, long } = Health::of(&seen);
+        reasons.extend(long.map(|long| vec![name.to_owned(), long]));
+        // Customers come to the front ends by themselves: the balancers see none of that.
+        let counted = (role != Role::Frontend).then(|| counts(&seen));
+        rows.insert((role, name), row(name, role, &first.url, &short, counted));
+    }
+    let columns = [
+        Column::Text("SERVER"),
+        Column::Text("ROLE"),
+        Column::Text("AT"),
+        Column::Text("HEALTH"),
+        Column::Number("BUSY"),
+        Column::Number("SERVED"),
+    ];
+    print::table(&columns, rows.into_values())?;
+    if !reasons.is_empty() {
+        print::line("")?;
+        print::table(&[Column::Text("SERVER"), Column::Text("WHY")], reasons)?;
+    }
+    Ok(())
+}
+
+/// Requests in flight and answered.
+fn counts(seen: &Views<'_>) -> (u64, u64) {
+    let sum = |count: fn(&ServerStatus) -> u64| seen.iter().map(|(_, server)| count(server)).sum();
+    (sum(|server| server.in_flight), sum(|server| server.served))
+}
+
+fn row(name: &str, role: Role, url: &str, health: &str, counts: Option<(u64, u64)>) -> Vec<String> {
+    let (busy, served) = counts
+        .map_or((NOTHING.to_owned(), NOTHING.to_owned()), |(busy, served)| {
+            (busy.to_string(), served.to_string())
+        });
+    vec![name.to_owned(), role.to_string(), place(url).to_owned(), health.to_owned(), busy, served]
+}
+
+/// Host and port: the scheme is always the same, and the path says the role once more.
+fn place(url: &str) -> &str {
+    let authority = url.trim_start_matches("http://");
+    authority.split('/').next().unwrap_or(authority)
+}
+
+/// How the balancers see a server.
+#[derive(Debug, PartialEq, Eq)]
+struct Health {
+    /// Fits the table.
+    short: String,
+    /// What does not fit it.
+    long: Option<String>,
+}
+
+impl Health {
+    /// Whether they agree is a matter of what they do, send requests or not: their reasons are
+    /// never quite the same.
+    fn of(seen: &Views<'_>) -> Health {
+        let leads = seen.iter().any(|(_, server)| server.leader);
+        let with_leader = |health: &str| format!("{health}{}", if leads { ", leader" } else { "" });
+        let Some((_, first)) = seen.first() else {
+            return Health { short: NOTHING.to_owned(), long: None };
+        };
+        if seen.iter().any(|(_, server)| server.health != first.health) {
+            let views = seen.iter().map(|(balancer, server)| match &server.reason {
+                Some(reason) => format!("{} to {balancer}: {reason}", server.health),
+                None => format!("{} to {balancer}", server.health),
+            });
+            let long = views.collect::<Vec<_>>().join("\n");
+            return Health { short: with_leader("not agreed"), long: Some(long) };
+        }
+        let short = with_leader(&first.health.to_string());
+        match seen.iter().find_map(|(_, server)| server.reason.as_ref()) {
+            None => Health { short, long: None },
+            Some(reason) => {
+                let both = format!("{short}: {reason}");
+                let fits = both.chars().count() <= HEALTH_CHARS;
+                let short_one = Health { short, long: Some(reason.clone()) };
+                if fits { Health { short: both, long: None } } else { short_one }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pygmy_protocol::registration::Health as Seen;
+
+    use super::*;
+
+    fn server(health: Seen, reason: Option<&str>) -> ServerStatus {
+        ServerStatus {
+            name: "catalog-1".into(),
+            role: Role::Catalog,
+            url: "http://127.0.0.1:8082".into(),
+            health,
+            reason: reason.map(str::to_owned),
+            in_flight: 1,
+            served: 2,
+            leader: false,
+            respawns: 0,
+        }
+    }
+
+    fn health(one: &ServerStatus, two: &ServerStatus) -> (String, Option<String>) {
+        let Health { short, long } = Health::of(&vec![("b-1", one), ("b-2", two)]);
+        (short, long)
+    }
+
+    #[test]
+    fn balancers_that_do_the_same_agree() {
+        let (one, two) = (
+            server(Seen::Dead, Some("silent for 7 s")),
+            server(Seen::Dead, Some("silent for 8 s")),
+        );
+        assert_eq!(health(&one, &two), ("dead: silent for 7 s".to_owned(), None));
+        let leads = ServerStatus { leader: true, ..server(Seen::Ready, None) };
+        assert_eq!(health(&leads, &leads), ("ready, leader".to_owned(), None));
+    }
+
+    #[test]
+    fn what_does_not_fit_the_table_goes_below_it() {
+        let reason = "/readyz: not sent: cannot connect";
+        let one = server(Seen::Dead, Some(reason));
+        assert_eq!(health(&one, &one), ("dead".to_owned(), Some(reason.to_owned())));
+        let (short, long) = health(&one, &server(Seen::Ready, None));
+        assert_eq!(short, "not agreed");
+        assert_eq!(long.unwrap(), format!("dead to b-1: {reason}\nready to b-2"));
+    }
+
+    #[test]
+    fn a_place_is_host_and_port() {
+        assert_eq!(place("http://127.0.0.1:8091/catalog"), "127.0.0.1:8091");
+    }
+}

@@ -1,0 +1,270 @@
+//! Clients: what they ask, and what they write down.
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http::{Method, StatusCode};
+use pygmy_client::{Call, Failure, Upstream};
+use pygmy_protocol::{
+    Code, Env, IdempotencyKey, Problem, RequestContext,
+    env::Random,
+    http::Secret,
+    item::{Item, ItemNumber},
+    order::{BuyBody, Order, OrderNumber},
+};
+
+use crate::{
+    check::history::{Event, History, Operation, Outcome},
+    clock::WorldTime,
+    cluster::Cluster,
+    rng::Rng,
+    trace::note,
+};
+
+/// How long a client waits for one answer, and how often it asks with the same key.
+const ATTEMPT: Duration = Duration::from_secs(5);
+const ATTEMPTS: u64 = 4;
+
+/// The items of every run: hot ones, of which one is soon sold out.
+pub(crate) const ITEMS: [(u64, u64, u64); 3] = [(1, 1000, 2000), (2, 40, 500), (3, 5, 1000)];
+
+/// The items as they are loaded.
+pub(crate) fn items() -> Vec<Item> {
+    let item = |(number, stock, cost): (u64, u64, u64)| Item {
+        item_number: item_number(number),
+        title: format!("Book {number}"),
+        topic: "Books".to_owned(),
+        stock,
+        cost,
+    };
+    ITEMS.into_iter().map(item).collect()
+}
+
+fn item_number(number: u64) -> ItemNumber {
+    // All numbers here are small and not zero.
+    ItemNumber::try_from(number).expect("a valid item number")
+}
+
+/// What the clients of a run have in common.
+#[derive(Clone)]
+pub(crate) struct Load {
+    pub(crate) history: Arc<Mutex<History>>,
+    pub(crate) stop: Arc<AtomicBool>,
+    pub(crate) time: WorldTime,
+}
+
+/// One client on its machine.
+pub(crate) struct Client {
+    pub(crate) number: u32,
+    pub(crate) env: Env,
+    rng: Rng,
+    secret: Secret,
+    public: Vec<Arc<Upstream>>,
+    balancers: Vec<Arc<Upstream>>,
+    catalogs: Vec<Arc<Upstream>>,
+    load: Load,
+    orders: Vec<OrderNumber>,
+}
+
+/// The answer to one call, as far as the client knows.
+enum Answered {
+    Yes(pygmy_client::Answer),
+    Refused(Code),
+    /// Refused by a try that began at this time, when an earlier one was lost, which may still be
+    /// carried out.
+    LostAndRefused(Code, u64),
+    NotDone,
+    Unknown,
+}
+
+impl Client {
+    pub(crate) fn new(cluster: &Cluster, number: u32, rng: &Rng, load: &Load) -> Client {
+        let env = cluster.client(number as usize);
+        let upstreams = |urls: Vec<String>| -> Vec<Arc<Upstream>> {
+            // The addresses are ours and well formed.
+            urls.iter().map(|url| Arc::new(Upstream::remote(&env, url).expect("a URL"))).collect()
+        };
+        Client {
+            number,
+            public: upstreams(cluster.public_urls()),
+            balancers: upstreams(cluster.urls("balancer")),
+            catalogs: upstreams(cluster.urls("catalog")),
+            rng: rng.fork(),
+            secret: cluster.secret().clone(),
+            load: load.clone(),
+            orders: Vec::new(),
+            env,
+        }
+    }
+
+    /// Asks one thing after the other until told to stop.
+    pub(crate) async fn run(mut self) {
+        for n in 0.. {
+            if self.load.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            self.env.sleep(Duration::from_millis(self.rng.between(1, 60))).await;
+            let item = item_number(ITEMS[self.rng.below(3) as usize].0);
+            let key: IdempotencyKey =
+                // Letters, digits and a dash.
+                format!("c{}-{n}", self.number).parse().expect("a valid key");
+            match self.rng.below(100) {
+                0..50 => self.buy(item, key).await,
+                50..58 => self.set_stock(item, key).await,
+                58..63 => self.set_cost(item, key).await,
+                63..85 => self.read(item).await,
+                85..92 => self.look_up(item).await,
+                _ => self.find_order().await,
+            }
+        }
+    }
+
+    async fn buy(&mut self, item: ItemNumber, key: IdempotencyKey) {
+        let quantity = self.rng.between(1, 2);
+        let cost = ITEMS[item.get() as usize - 1].2;
+        let expected_cost = self.rng.percent(20).then_some(cost);
+        let body = BuyBody { quantity, expected_cost };
+        let call = self.call(Method::POST, format!("/buy/{item}")).with_key(&key).with_json(&body);
+        let called = self.now();
+        let answered = self.until_certain(&self.public, call).await;
+        let ordered = |answer: &pygmy_client::Answer| {
+            let replayed = answer.headers.contains_key("idempotency-replayed");
+            answer.json::<Order>().map(|order| Outcome::Ordered { order, replayed })
+        };
+        let operation = Operation::Buy { item, quantity, expected_cost, key };
+        if let Outcome::Ordered { order, .. } =
+            self.record_answer(called, operation, answered, ordered)
+        {
+            self.orders.push(order.order_number);
+        }
+    }
+
+    async fn set_stock(&mut self, item: ItemNumber, key: IdempotencyKey) {
+        let stock = self.rng.below(30);
+        let call = self.call(Method::POST, format!("/updateStock/{item}/{stock}")).with_key(&key);
+        let called = self.now();
+        let answered = self.until_certain(&self.balancers, call).await;
+        self.record_answer(called, Operation::SetStock { item, stock, key }, answered, updated);
+    }
+
+    async fn set_cost(&mut self, item: ItemNumber, key: IdempotencyKey) {
+        let cost = ITEMS[item.get() as usize - 1].2 + self.rng.below(2);
+        let call = self.call(Method::POST, format!("/updateCost/{item}/{cost}")).with_key(&key);
+        let called = self.now();
+        let answered = self.until_certain(&self.balancers, call).await;
+        self.record_answer(called, Operation::SetCost { item, cost, key }, answered, updated);
+    }
+
+    /// A linearizable read, at any replica.
+    async fn read(&mut self, item: ItemNumber) {
+        let call = self.call(Method::GET, format!("/query/{item}"));
+        let called = self.now();
+        let replica = Arc::clone(self.rng.pick(&self.catalogs));
+        let outcome = match replica.send(&call, ATTEMPT).await.map(|answer| answer.json::<Item>()) {
+            Ok(Ok(item)) => Outcome::Read(Some(item)),
+            _ => Outcome::NotDone,
+        };
+        self.record(called, Operation::ReadItem { item }, outcome);
+    }
+
+    /// A lookup at a front end. Caches are eventual so far: what it says is not checked.
+    async fn look_up(&mut self, item: ItemNumber) {
+        let call = self.call(Method::GET, format!("/lookup/{item}"));
+        let front_end = Arc::clone(self.rng.pick(&self.public));
+        let _ = front_end.send(&call, ATTEMPT).await;
+    }
+
+    async fn find_order(&mut self) {
+        if self.orders.is_empty() {
+            return;
+        }
+        let number = *self.rng.pick(&self.orders);
+        let call = self.call(Method::GET, format!("/orders/{number}"));
+        let called = self.now();
+        let front_end = Arc::clone(self.rng.pick(&self.public));
+        let outcome =
+            match front_end.send(&call, ATTEMPT).await.map(|answer| answer.json::<Order>()) {
+                Ok(Ok(order)) => Outcome::Ordered { order, replayed: false },
+                Ok(Err(problem)) if problem.code.status() == StatusCode::NOT_FOUND => {
+                    Outcome::Refused(problem.code)
+                }
+                _ => Outcome::NotDone,
+            };
+        self.record(called, Operation::OrderLookup { number }, outcome);
+    }
+
+    /// Asks again with the same key, at any server, until the answer is certain or the patience
+    /// has an end.
+    async fn until_certain(&self, servers: &[Arc<Upstream>], mut call: Call) -> Answered {
+        let mut maybe_done = false;
+        for _ in 0..ATTEMPTS {
+            call.context = RequestContext::fresh(&self.env, ATTEMPT);
+            let tried = self.now();
+            let server = Arc::clone(self.rng.pick(servers));
+            match server.send(&call, ATTEMPT).await {
+                Ok(answer) if answer.status.is_success() => return Answered::Yes(answer),
+                Ok(answer) => match answer.status {
+                    StatusCode::SERVICE_UNAVAILABLE => {}
+                    StatusCode::GATEWAY_TIMEOUT => maybe_done = true,
+                    _ if maybe_done => {
+                        return Answered::LostAndRefused(answer.problem().code, tried);
+                    }
+                    _ => return Answered::Refused(answer.problem().code),
+                },
+                Err(Failure::NotSent(_)) => {}
+                Err(Failure::Unanswered(_)) => maybe_done = true,
+            }
+            self.env.sleep(Duration::from_millis(self.rng.between(5, 300))).await;
+        }
+        if maybe_done { Answered::Unknown } else { Answered::NotDone }
+    }
+
+    fn call(&self, method: Method, target: String) -> Call {
+        let context = RequestContext::fresh(&self.env, ATTEMPT);
+        Call::new(method, target, context).with_secret(&self.secret)
+    }
+
+    fn now(&self) -> u64 {
+        self.load.time.elapsed().as_nanos() as u64
+    }
+
+    /// Writes down what a change came to, and gives it.
+    fn record_answer(
+        &self,
+        called: u64,
+        operation: Operation,
+        answered: Answered,
+        success: impl Fn(&pygmy_client::Answer) -> Result<Outcome, Problem>,
+    ) -> Outcome {
+        let outcome = match answered {
+            // What cannot be read may have been done.
+            Answered::Yes(answer) => success(&answer).unwrap_or(Outcome::Unknown),
+            Answered::Refused(code) => Outcome::Refused(code),
+            Answered::LostAndRefused(code, tried) => {
+                self.record(called, operation.clone(), Outcome::Unknown);
+                self.record(tried, operation, Outcome::Refused(code));
+                return Outcome::Unknown;
+            }
+            Answered::NotDone => Outcome::NotDone,
+            Answered::Unknown => Outcome::Unknown,
+        };
+        self.record(called, operation, outcome.clone());
+        outcome
+    }
+
+    fn record(&self, called_ns: u64, operation: Operation, outcome: Outcome) {
+        let returned_ns = (!matches!(outcome, Outcome::Unknown)).then(|| self.now());
+        let event = Event { client: self.number, called_ns, returned_ns, operation, outcome };
+        note(format_args!("{event}"));
+        self.load.history.lock().unwrap_or_else(PoisonError::into_inner).events.push(event);
+    }
+}
+
+fn updated(answer: &pygmy_client::Answer) -> Result<Outcome, Problem> {
+    answer.json().map(Outcome::Updated)
+}
