@@ -31,5 +31,15 @@ pub(crate) fn start(format: LogFormat) -> anyhow::Result<()> {
         LogFormat::Text => subscriber.with_ansi(Style::of_stderr().colours).init(),
         LogFormat::Json => subscriber.json().flatten_event(true).init(),
     }
+    end_on_panic();
     Ok(())
+}
+
+/// A panic is a mistake of ours, and what it leaves behind is not known: the server ends and is
+/// started again, rather than going on with one of its tasks missing.
+fn end_on_panic() {
+    std::panic::set_hook(Box::new(|info| {
+        tracing::error!(%info, "a mistake in the server; it ends");
+        std::process::abort();
+    }));
 }
