@@ -34,6 +34,9 @@ mod workers;
 
 mod trace;
 
+#[cfg(test)]
+mod tests;
+
 use std::{ops::Range, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand};

@@ -393,7 +393,10 @@ impl Scratch {
     pub(crate) fn make() -> io::Result<Scratch> {
         let memory = Path::new("/dev/shm");
         let base = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        let dir = base.join(format!("pygmy-sim-{}", std::process::id()));
+        // Tests make several in one process.
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let dir = base.join(format!("pygmy-sim-{}-{number}", std::process::id()));
         fs::create_dir_all(&dir)?;
         Ok(Scratch(dir))
     }
