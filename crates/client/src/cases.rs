@@ -13,11 +13,11 @@ use pygmy_protocol::{
     Env, IdempotencyKey,
     item::{Item, MAX_NUMBER},
     order::BuyBody,
+    time::rfc3339,
 };
 
 use crate::{
     operator::Operator,
-    process::utc,
     store::{Store, StoreError},
 };
 
@@ -65,7 +65,7 @@ pub async fn run(
     operator: &Operator,
     mut log: impl Write,
 ) -> io::Result<Vec<Case>> {
-    writeln!(log, "Test cases, {}\n", utc(env.wall_ms()))?;
+    writeln!(log, "Test cases, {}\n", rfc3339(env.wall_ms()))?;
     let mut cases = Vec::new();
     match pick(store).await {
         Ok(item) => {

@@ -8,6 +8,7 @@ use pygmy_protocol::{
     Env, IdempotencyKey,
     item::{Item, ItemNumber, ItemPage, Topics},
     order::{BuyBody, Order},
+    time::rfc3339,
 };
 use serde::de::DeserializeOwned;
 
@@ -95,7 +96,7 @@ fn write_exchange(
     request: &Request,
     result: &Result<Answer, StoreError>,
 ) -> io::Result<()> {
-    writeln!(log, "{} {request}", utc(sent_ms))?;
+    writeln!(log, "{} {request}", rfc3339(sent_ms))?;
     if let Request::Buy { body, key, .. } = request {
         let body = serde_json::to_string(body).map_err(io::Error::other)?;
         writeln!(log, "  Idempotency-Key: {key}\n  {body}")?;
@@ -116,34 +117,4 @@ fn write_exchange(
 
 fn status_line(status: StatusCode) -> String {
     format!("{} {}", status.as_u16(), status.canonical_reason().unwrap_or(""))
-}
-
-/// `2026-11-22T13:45:00.123Z` of milliseconds since 1970. The days are counted as in Howard
-/// Hinnant's "chrono-compatible low-level date algorithms" (`civil_from_days`).
-pub(crate) fn utc(wall_ms: u64) -> String {
-    let (days, ms) = (wall_ms / 86_400_000, wall_ms % 86_400_000);
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    // Months are counted from March, so that the leap day is the last day of a year.
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1_000 % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1_000)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_written_for_people() {
-        assert_eq!(utc(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(utc(951_782_400_000), "2000-02-29T00:00:00.000Z");
-        assert_eq!(utc(1_735_689_599_999), "2024-12-31T23:59:59.999Z");
-    }
 }

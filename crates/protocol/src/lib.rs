@@ -19,6 +19,7 @@ pub mod item;
 pub mod key;
 pub mod order;
 pub mod problem;
+pub mod time;
 
 pub mod command;
 

@@ -18,6 +18,7 @@ use pygmy_protocol::{
     item::{Item, ItemNumber, MAX_NUMBER},
     order::{Order, OrderNumber},
     planted,
+    time::rfc3339,
 };
 use rusqlite::Connection;
 
@@ -110,7 +111,7 @@ impl<'a> Group<'a> {
         changed: &mut BTreeSet<CacheKey>,
     ) -> rusqlite::Result<Outcomes> {
         let mut outcomes = Vec::with_capacity(batch.requests.len());
-        let time = requests_log::rfc3339(batch.time_ms);
+        let time = rfc3339(batch.time_ms);
         let mut count = 0;
         for request in &batch.requests {
             let outcome = self.request(batch.time_ms, request, changed)?;

@@ -63,25 +63,6 @@ pub(super) fn line(
     true
 }
 
-/// Milliseconds since 1970 as RFC 3339 in UTC. The algorithm for the date is "civil from days" of
-/// Howard Hinnant's "chrono-Compatible Low-Level Date Algorithms".
-pub(super) fn rfc3339(time_ms: u64) -> String {
-    const DAY_MS: u64 = 24 * 60 * 60 * 1000;
-    let (days, ms) = (time_ms / DAY_MS, time_ms % DAY_MS);
-    // Years are counted from March of year 0 in eras of 400 years.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = era * 400 + year_of_era + u64::from(month <= 2);
-    let (hour, minute, second) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:03}Z", ms % 1000)
-}
-
 /// The text log of one replica.
 pub(super) struct RequestsLog {
     files: Arc<dyn Files>,
@@ -272,26 +253,11 @@ mod tests {
     use std::fs;
 
     use super::{
-        super::testing::{Replica, TIME_MS, buy, inline_env, item, number, request, set_stock},
+        super::testing::{Replica, buy, inline_env, item, number, request, set_stock},
         *,
     };
 
     const NOTE: &str = "lines up to here are missing: the server stopped before it wrote them";
-
-    #[test]
-    fn times_are_dates() {
-        for (time_ms, text) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_400_000, "2000-02-29T00:00:00.000Z"),
-            (4_107_542_399_999, "2100-02-28T23:59:59.999Z"),
-            (4_107_542_400_000, "2100-03-01T00:00:00.000Z"),
-            (TIME_MS, "2026-11-22T13:37:00.123Z"),
-        ] {
-            assert_eq!(rfc3339(time_ms), text);
-        }
-        // Nonsense, but no panic.
-        rfc3339(u64::MAX);
-    }
 
     #[test]
     fn lines_say_what_was_asked_and_what_came_of_it() {

@@ -150,6 +150,7 @@ impl Store {
         let child = Command::new(PYGMY)
             .args(["serve", role, "--name", name, "--stop-with-parent", "--config"])
             .arg(self.config())
+            .env("PYGMY_LOG", "pygmy=debug,pygmy_protocol=debug,info,openraft=error")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(log)
@@ -371,6 +372,11 @@ impl Store {
         answer.json().unwrap()
     }
 
+    /// What a server has logged.
+    pub(crate) fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.data(name).join("log.txt")).unwrap_or_default()
+    }
+
     /// The text log of updates of a replica, all its files, oldest first.
     pub(crate) fn requests_text(&self, name: &str) -> String {
         let mut files: Vec<_> = fs::read_dir(self.data(name))
@@ -396,7 +402,7 @@ impl Drop for Store {
         }
         if std::thread::panicking() {
             for name in self.servers.keys() {
-                let log = fs::read_to_string(self.data(name).join("log.txt")).unwrap_or_default();
+                let log = self.log(name);
                 let tail: Vec<_> = log.lines().rev().take(15).collect();
                 eprintln!("--- {name}");
                 for line in tail.iter().rev() {

@@ -184,3 +184,19 @@ async fn both_balancers_know_every_server() {
         .await;
     }
 }
+
+#[tokio::test]
+async fn a_request_has_one_id_in_all_logs() {
+    let store = Store::start(Layout::Tiers).await;
+    let mut call = store.public_call(Method::POST, "/buy/1");
+    call.context.id = http::HeaderValue::from_static("follow-me-1");
+    let answer = store.send(0, &call).await.unwrap();
+    assert_eq!(answer.headers["x-request-id"], "follow-me-1");
+    let logged = |name: &str| store.log(name).contains("follow-me-1");
+    until("every tier has logged it", async || {
+        let names = store.names();
+        let has_logged = |tier| names.iter().any(|name| name.starts_with(tier) && logged(name));
+        ["frontend", "balancer", "order", "catalog"].into_iter().all(has_logged).then_some(())
+    })
+    .await;
+}
