@@ -10,7 +10,7 @@
 //! A [`run`] starts a cluster, lets clients ask ([`load`]) while things go wrong ([`faults`]),
 //! heals a majority and wants it to sell again, heals everything, reads everything, and asks the
 //! judges ([`check`]). [`trace`] has what happened, the same for the same seed. [`campaign`] does
-//! many runs and shortens those that fail, [`meta`] compares runs of one seed, and [`mutants`]
+//! many runs and shortens those that fail, [`meta`] compares runs of one seed, and `mutants`
 //! plants known errors and counts the seeds until they are found.
 
 mod campaign;
