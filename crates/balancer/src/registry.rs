@@ -150,7 +150,7 @@ impl Registry {
         let Registration { name, role, url, .. } = registration;
         let here = self.local.iter().find(|s| s.url == *url && s.name == *name && s.role == *role);
         match here {
-            Some(local) => Ok(Upstream::local(&self.env, url, Arc::clone(&local.router))),
+            Some(local) => Ok(Upstream::local(&self.env, url, local.router.clone())),
             None => Upstream::remote(&self.env, url).map_err(bad_value),
         }
     }

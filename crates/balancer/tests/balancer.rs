@@ -4,15 +4,12 @@
 
 mod support;
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::response::IntoResponse;
 use http::{HeaderValue, Method, StatusCode, header};
 use pygmy_balancer::{LocalServer, Policy, Settings};
-use pygmy_client::{Answer, ServerConfig};
+use pygmy_client::{Answer, LocalPlace, ServerConfig};
 use pygmy_protocol::{
     Code, Env, Problem,
     context::{IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, REQUEST_ID},
@@ -408,11 +405,13 @@ async fn over_its_limit_the_balancer_refuses_at_once() {
 async fn a_server_of_this_process_is_called_without_a_socket_and_first() {
     let env = Env::production();
     let here = FakeServer::start(&env, "catalog-2").await;
+    let place = LocalPlace::default();
+    place.fill(here.router());
     let local = LocalServer {
         name: "catalog-2".to_owned(),
         role: Role::Catalog,
         url: closed_port(&env).await,
-        router: Arc::new(OnceLock::from(here.router())),
+        router: place.local(),
     };
     let registered = registration("catalog-2", Role::Catalog, &local.url);
     let balancer = Balancer::start_with(without_probes(), vec![local], PATIENCE).await;

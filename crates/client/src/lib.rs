@@ -33,4 +33,4 @@ pub use attempts::{Attempts, call_any};
 pub use balancers::Balancers;
 pub use call::{Answer, Call, Failure};
 pub use server::{Registered, ServerConfig};
-pub use upstream::{LocalRouter, Upstream};
+pub use upstream::{LocalPlace, LocalRouter, Upstream};

@@ -1,6 +1,6 @@
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, OnceLock, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -22,8 +22,37 @@ use crate::{
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(50);
 
 /// The place of a router of this process. Filled once all tiers are made, because they call one
-/// another in a circle (balancer to order to balancer).
-pub type LocalRouter = Arc<OnceLock<Router>>;
+/// another in a circle (balancer to order to balancer). Whoever runs the tiers owns the places;
+/// the tiers know only their [`LocalRouter`]s, so that all of it goes when its owner ends.
+#[derive(Default)]
+pub struct LocalPlace(Arc<OnceLock<Router>>);
+
+/// A router of this process as others know it: gone when its [`LocalPlace`] is.
+#[derive(Clone)]
+pub struct LocalRouter(Weak<OnceLock<Router>>);
+
+impl LocalPlace {
+    /// Puts `router` there; the first one stays.
+    pub fn fill(&self, router: Router) {
+        let _ = self.0.set(router);
+    }
+
+    /// What is there; a router without routes until it is filled.
+    pub fn router(&self) -> Router {
+        self.0.get().cloned().unwrap_or_default()
+    }
+
+    /// How others call it.
+    pub fn local(&self) -> LocalRouter {
+        LocalRouter(Arc::downgrade(&self.0))
+    }
+}
+
+impl LocalRouter {
+    fn get(&self) -> Option<Router> {
+        self.0.upgrade()?.get().cloned()
+    }
+}
 
 /// A server that calls can be sent to. It is known by its base URL.
 pub struct Upstream {
@@ -133,7 +162,7 @@ async fn send_local(
     context: RequestContext,
 ) -> Result<Answer, Failure> {
     let Some(router) = router.get() else {
-        return Err(Failure::NotSent("the server is still starting".to_owned()));
+        return Err(Failure::NotSent("the server is still starting, or has ended".to_owned()));
     };
     let request = Request::builder().method(call.method.clone()).uri(&call.target);
     let mut request = request
@@ -141,7 +170,7 @@ async fn send_local(
         .map_err(|e| Failure::NotSent(format!("no valid target {:?}: {e}", call.target)))?;
     *request.headers_mut() = call.headers.clone();
     request.extensions_mut().insert(context);
-    let Ok(response) = router.clone().oneshot(request).await;
+    let Ok(response) = router.oneshot(request).await;
     let (parts, body) = response.into_parts();
     let body = body.collect().await.map_err(|e| Failure::Unanswered(e.to_string()))?.to_bytes();
     Ok(Answer { status: parts.status, headers: parts.headers, body })

@@ -1,8 +1,8 @@
-use std::{future::Future, pin::Pin, sync::OnceLock, time::Duration};
+use std::{future::Future, pin::Pin, time::Duration};
 
 use axum::{Router, extract::Path, routing::get};
 use futures_util::FutureExt;
-use pygmy_client::Upstream;
+use pygmy_client::{LocalPlace, Upstream};
 use pygmy_protocol::Code;
 use tokio::sync::{mpsc, oneshot};
 
@@ -10,8 +10,12 @@ use super::*;
 
 const LONG: Duration = Duration::from_secs(30);
 
-/// Queries that have reached the catalog and wait for the test to answer: stock and log index.
-struct Queries(mpsc::UnboundedReceiver<oneshot::Sender<(u64, u64)>>);
+/// Queries that have reached the catalog and wait for the test to answer: stock and log index. The
+/// place of the balancer is held for the reader.
+struct Queries(
+    mpsc::UnboundedReceiver<oneshot::Sender<(u64, u64)>>,
+    #[allow(dead_code)] LocalPlace,
+);
 
 impl Queries {
     async fn next(&mut self) -> oneshot::Sender<(u64, u64)> {
@@ -39,8 +43,9 @@ fn reader() -> (Arc<Reader>, Queries) {
             ([(LOG_INDEX, read_at.to_string())], item.to_string())
         }
     };
-    let router = Arc::new(OnceLock::from(Router::new().route("/query/{item}", get(query))));
-    let balancer = Arc::new(Upstream::local(&env, "http://balancer:1", router));
+    let place = LocalPlace::default();
+    place.fill(Router::new().route("/query/{item}", get(query)));
+    let balancer = Arc::new(Upstream::local(&env, "http://balancer:1", place.local()));
     let counters = Arc::new(Counters::default());
     let reader = Reader {
         env: env.clone(),
@@ -53,7 +58,7 @@ fn reader() -> (Arc<Reader>, Queries) {
     };
     reader.cache.open(10);
     reader.cache.renew(env.now() + LONG);
-    (Arc::new(reader), Queries(receiver))
+    (Arc::new(reader), Queries(receiver, place))
 }
 
 fn seven() -> ItemNumber {

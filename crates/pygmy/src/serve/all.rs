@@ -13,7 +13,7 @@ use axum::{
 };
 use http::{Method, StatusCode, Uri};
 use pygmy_balancer::LocalServer;
-use pygmy_client::{Call, LocalRouter, Upstream};
+use pygmy_client::{Call, LocalPlace, Upstream};
 use pygmy_protocol::{
     Code, Env, Problem, RequestContext,
     env::Listener,
@@ -34,16 +34,15 @@ pub(super) async fn run(
     public: Box<dyn Listener>,
     stopped: Shutdown,
 ) -> Result<(), Fatal> {
-    let places: BTreeMap<Role, LocalRouter> =
-        PARTS.into_iter().map(|role| (role, LocalRouter::default())).collect();
+    let places: BTreeMap<Role, LocalPlace> =
+        PARTS.into_iter().map(|role| (role, LocalPlace::default())).collect();
     let env = &tiers.env;
     let (mut tasks, mut background) = (Vec::new(), Vec::new());
     for (role, place) in &places {
         let tier = start(&tiers, *role, &places, &stopped).await?;
         tasks.extend(tier.tasks);
         background.extend(tier.background);
-        // Each place is filled here and only here.
-        let _ = place.set(tier.router);
+        place.fill(tier.router);
     }
     let limits = &tiers.config.document().limits;
     let inside = internal_routes(env, &tiers.server.name, &places);
@@ -60,11 +59,11 @@ pub(super) async fn run(
 async fn start(
     tiers: &Tiers,
     role: Role,
-    places: &BTreeMap<Role, LocalRouter>,
+    places: &BTreeMap<Role, LocalPlace>,
     stopped: &Shutdown,
 ) -> Result<Tier, Fatal> {
     let (env, stopped) = (&tiers.env, stopped.clone());
-    let server = tiers.base(role, places.get(&Role::Balancer))?;
+    let server = tiers.base(role, places.get(&Role::Balancer).map(LocalPlace::local))?;
     match role {
         Role::Catalog => {
             let config = pygmy_catalog::Config { server, ..tiers.catalog()? };
@@ -86,21 +85,20 @@ async fn start(
 
 fn local_servers(
     tiers: &Tiers,
-    places: &BTreeMap<Role, LocalRouter>,
+    places: &BTreeMap<Role, LocalPlace>,
 ) -> Result<Vec<LocalServer>, Fatal> {
-    let local = |(role, place): (&Role, &LocalRouter)| {
+    let local = |(role, place): (&Role, &LocalPlace)| {
         let part = tiers.part(*role)?;
-        let router = Arc::clone(place);
-        Ok(LocalServer { name: part.name, role: *role, url: part.url, router })
+        Ok(LocalServer { name: part.name, role: *role, url: part.url, router: place.local() })
     };
     places.iter().filter(|(role, _)| **role != Role::Balancer).map(local).collect()
 }
 
-fn router_of(places: &BTreeMap<Role, LocalRouter>, role: Role) -> Router {
-    places.get(&role).and_then(|place| place.get()).cloned().unwrap_or_default()
+fn router_of(places: &BTreeMap<Role, LocalPlace>, role: Role) -> Router {
+    places.get(&role).map(LocalPlace::router).unwrap_or_default()
 }
 
-fn internal_routes(env: &Env, name: &str, places: &BTreeMap<Role, LocalRouter>) -> Router {
+fn internal_routes(env: &Env, name: &str, places: &BTreeMap<Role, LocalPlace>) -> Router {
     let readyz = {
         let parts = Arc::new(parts(env, places));
         let (env, name) = (env.clone(), name.to_owned());
@@ -123,9 +121,9 @@ async fn unknown_route(uri: Uri) -> Problem {
     Problem::new(Code::UnknownRoute, detail)
 }
 
-fn parts(env: &Env, places: &BTreeMap<Role, LocalRouter>) -> Vec<(Role, Upstream)> {
+fn parts(env: &Env, places: &BTreeMap<Role, LocalPlace>) -> Vec<(Role, Upstream)> {
     let part =
-        |(role, place): (&Role, &LocalRouter)| (*role, Upstream::local(env, "", Arc::clone(place)));
+        |(role, place): (&Role, &LocalPlace)| (*role, Upstream::local(env, "", place.local()));
     places.iter().map(part).collect()
 }
 

@@ -58,7 +58,7 @@ impl Tiers {
     pub(super) fn base(
         &self,
         role: Role,
-        local: Option<&LocalRouter>,
+        local: Option<LocalRouter>,
     ) -> Result<ServerConfig, Fatal> {
         let Part { name, url } = self.part(role)?;
         let document = self.config.document();
@@ -79,11 +79,11 @@ impl Tiers {
         self.server.part(role).ok_or_else(missing)
     }
 
-    fn balancers(&self, local: Option<&LocalRouter>) -> Result<Vec<Arc<Upstream>>, Fatal> {
+    fn balancers(&self, local: Option<LocalRouter>) -> Result<Vec<Arc<Upstream>>, Fatal> {
         let own = self.server.part(Role::Balancer);
-        let upstream = |part: Part| match local {
+        let upstream = |part: Part| match &local {
             Some(router) if own.as_ref() == Some(&part) => {
-                Ok(Arc::new(Upstream::local(&self.env, &part.url, Arc::clone(router))))
+                Ok(Arc::new(Upstream::local(&self.env, &part.url, router.clone())))
             }
             _ => Upstream::remote(&self.env, &part.url).map(Arc::new).map_err(Fatal),
         };
