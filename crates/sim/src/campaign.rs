@@ -116,7 +116,7 @@ pub(crate) fn shorten(report: Report, scratch: &Scratch) -> Report {
                 continue;
             }
             let tried = run(plan, scratch);
-            if tried.failure.is_some() {
+            if kind(&tried) == kind(&shortest) {
                 shortest = tried;
                 shorter = true;
             }
@@ -128,7 +128,31 @@ pub(crate) fn shorten(report: Report, scratch: &Scratch) -> Report {
     shortest
 }
 
-/// Tells of a failure: how to see it again, which promise, and the end of the trace.
+/// Which promise is broken: the words of the failure before its first number or list.
+fn kind(report: &Report) -> Option<&str> {
+    let why = report.failure.as_deref()?;
+    why.split(|c: char| c == ':' || c.is_ascii_digit()).next()
+}
+
+/// The lines of the trace around the last event that the failure speaks of; its last lines if it
+/// speaks of none.
+fn around(report: &Report) -> &[String] {
+    let lines = &report.trace;
+    let why = report.failure.as_deref().unwrap_or_default();
+    // Events are written as `[12.000000 ms .. 15.500000 ms]`, lines begin with their seconds.
+    let ms = why.split(['[', ' ']).filter_map(|word| {
+        let is_time = word.contains('.') && word.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        is_time.then(|| word.parse::<f64>().ok()).flatten()
+    });
+    let seconds = |line: &str| line.split_whitespace().next().and_then(|s| s.parse::<f64>().ok());
+    let middle = ms.reduce(f64::max).and_then(|last| {
+        lines.iter().position(|line| seconds(line).is_some_and(|s| s * 1000.0 >= last))
+    });
+    let end = middle.map_or(lines.len(), |at| lines.len().min(at + SHOWN_LINES / 2));
+    &lines[end.saturating_sub(SHOWN_LINES)..end]
+}
+
+/// Tells of a failure: how to see it again, which promise, and the trace around it.
 pub(crate) fn tell(report: &Report, command: &str) {
     let Plan { seed, scenario, faults, clients } = report.plan;
     println!("\nFAILED seed {seed}: {}", report.failure.as_deref().unwrap_or("nothing"));
@@ -146,8 +170,8 @@ pub(crate) fn tell(report: &Report, command: &str) {
     for line in events {
         println!("  {line}");
     }
-    println!("the last lines of the trace:");
-    for line in &report.trace[report.trace.len().saturating_sub(SHOWN_LINES)..] {
+    println!("the trace around it:");
+    for line in around(report) {
         println!("  {line}");
     }
 }

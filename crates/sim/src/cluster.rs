@@ -40,21 +40,32 @@ pub(crate) enum Layout {
     Nodes,
 }
 
-const TIERS: &[(&str, &str)] = &[
-    ("balancer-1", "balancer"),
-    ("balancer-2", "balancer"),
-    ("catalog-1", "catalog"),
-    ("catalog-2", "catalog"),
-    ("catalog-3", "catalog"),
-    ("frontend-1", "frontend"),
-    ("frontend-2", "frontend"),
-    ("order-1", "order"),
-    ("order-2", "order"),
-];
-const NODES: &[(&str, &str)] = &[("node-1", "all"), ("node-2", "all"), ("node-3", "all")];
+const CATALOGS: [&str; 5] = ["catalog-1", "catalog-2", "catalog-3", "catalog-4", "catalog-5"];
+const FRONT_ENDS: [&str; 3] = ["frontend-1", "frontend-2", "frontend-3"];
+const NODES: [&str; 5] = ["node-1", "node-2", "node-3", "node-4", "node-5"];
 const CLIENTS: &[&str] = &[
     "client-1", "client-2", "client-3", "client-4", "client-5", "client-6", "client-7", "client-8",
 ];
+
+/// The servers with their roles: mostly three replicas, sometimes four or five.
+fn servers(layout: Layout, rng: &Rng) -> Vec<(&'static str, &'static str)> {
+    let replicas = *rng.pick(&[3, 3, 3, 4, 5]);
+    let front_ends = rng.between(2, 3) as usize;
+    let all_in_one = |name: &&'static str| (*name, "all");
+    let of = |role: &'static str, names: &[&'static str]| -> Vec<_> {
+        names.iter().map(|name| (*name, role)).collect()
+    };
+    match layout {
+        Layout::Nodes => NODES[..replicas].iter().map(all_in_one).collect(),
+        Layout::Tiers => [
+            of("balancer", &["balancer-1", "balancer-2"]),
+            of("catalog", &CATALOGS[..replicas]),
+            of("frontend", &FRONT_ENDS[..front_ends]),
+            of("order", &["order-1", "order-2"]),
+        ]
+        .concat(),
+    }
+}
 
 /// How a server ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,18 +128,15 @@ impl Cluster {
         rng: &Rng,
         dir: &Path,
     ) -> io::Result<Cluster> {
-        let servers = match layout {
-            Layout::Tiers => TIERS,
-            Layout::Nodes => NODES,
-        };
         let rng = rng.fork();
+        let servers = servers(layout, &rng);
         let mut machines = Vec::new();
         let mut config = SETTINGS.to_owned();
-        for (number, (name, role)) in servers.iter().enumerate() {
+        for (number, (name, role)) in servers.into_iter().enumerate() {
             let address = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1 + number as u8));
             config += &format!("[[server]]\nname = \"{name}\"\nrole = \"{role}\"\n");
             config += &format!("listen = \"{address}:{PORT}\"\n");
-            if *role == "all" {
+            if role == "all" {
                 config += &format!("public_listen = \"{address}:{PUBLIC_PORT}\"\n");
             }
             let drift = rng.below(2 * DRIFT_PPM_MAX) as i64 - DRIFT_PPM_MAX as i64;
@@ -157,13 +165,11 @@ impl Cluster {
     pub(crate) fn client(&self, number: usize) -> Env {
         let name = CLIENTS[number % CLIENTS.len()];
         let address = IpAddr::V4(Ipv4Addr::new(10, 0, 1, 1 + number as u8));
-        let env = self.environment(
-            HostClock::new(self.time, 0),
-            address,
-            FakeDisk::default(),
-            &SimWorkers::new(self.rng.fork()),
-            &HostTasks::new(name),
-        );
+        let disk = FakeDisk::default();
+        let tasks = HostTasks::new(name, &disk);
+        let workers = SimWorkers::new(self.rng.fork());
+        let clock = HostClock::new(self.time, 0);
+        let env = self.environment(clock, address, disk, &workers, &tasks);
         (*env).clone()
     }
 
@@ -217,9 +223,9 @@ impl Cluster {
     pub(crate) fn start(&mut self, index: usize) {
         let (name, address) = (self.machines[index].name, self.machines[index].address);
         note(format_args!("start {name}"));
-        let tasks = HostTasks::new(name);
-        let workers = SimWorkers::new(self.rng.fork());
         let machine = &self.machines[index];
+        let tasks = HostTasks::new(name, &machine.disk);
+        let workers = SimWorkers::new(self.rng.fork());
         let (clock, disk) = (Arc::clone(&machine.clock), machine.disk.clone());
         let env = self.environment(clock, address, disk, &workers, &tasks);
         let (stopper, stopped) = shutdown();
@@ -241,7 +247,15 @@ impl Cluster {
 
     /// Whether the server of a machine runs.
     pub(crate) fn is_up(&self, index: usize) -> bool {
-        self.machines[index].life.as_ref().is_some_and(|life| life.ended.get().is_none())
+        let machine = &self.machines[index];
+        let runs = |life: &Life| life.ended.get().is_none() && !machine.disk.is_dead();
+        machine.life.as_ref().is_some_and(runs)
+    }
+
+    /// The machines with a replica of the catalog.
+    pub(crate) fn replicas(&self) -> Vec<usize> {
+        let has_one = |index: &usize| matches!(self.machines[*index].role, "catalog" | "all");
+        (0..self.machines.len()).filter(has_one).collect()
     }
 
     /// Ends the server of a machine, if there is one.
@@ -291,6 +305,23 @@ impl Cluster {
         if let Some(life) = &self.machines[index].life {
             life.workers.set_delay(delay_us_max);
         }
+    }
+
+    /// Lets a running server die after so many more calls to its disk.
+    pub(crate) fn die_after(&self, index: usize, calls: u64) {
+        if self.is_up(index) {
+            self.machines[index].disk.die_after(calls);
+        }
+    }
+
+    /// Takes [`die_after`](Cluster::die_after) back, if it is not too late.
+    pub(crate) fn spare(&self, index: usize) {
+        self.machines[index].disk.spare();
+    }
+
+    /// Whether a server has died at a call to its disk and waits to be taken away.
+    pub(crate) fn has_died(&self, index: usize) -> bool {
+        self.machines[index].disk.is_dead()
     }
 
     /// Lets every fsync of a running server fail from now on, until it is started again.

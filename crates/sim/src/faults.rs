@@ -1,12 +1,12 @@
 //! What goes wrong, drawn from the seed.
 //!
 //! A run draws which kinds of faults it has at all, so that rare ones are not always drowned by
-//! the others. To add a kind: a variant of [`Fault`], its place in [`Scenario::kinds`], what it
-//! does in [`Faults::inject`], and how it ends in [`Faults::end_all`].
+//! the others. To add a kind: a variant of [`Fault`], its place in [`Fault::is_of`], what it does in
+//! [`Faults::inject`], and how it ends in [`Faults::end_all`].
 
 use std::{io, time::Duration};
 
-use pygmy_protocol::env::Random;
+use pygmy_protocol::{Env, env::Random};
 
 use crate::{
     cluster::{Cluster, Crash},
@@ -21,16 +21,26 @@ pub(crate) enum Fault {
     Kill,
     /// The power of one machine fails.
     PowerLoss,
-    /// The power of all machines fails.
+    /// The power of all machines fails, in the middle of what their disks write.
     PowerLossOfAll,
+    /// A replica dies between two calls to its disk: after a write, before its fsync.
+    DieWriting,
     /// SIGSTOP, and SIGCONT later.
     Pause,
     /// One machine is cut off in both directions.
     Isolate,
+    /// Two groups of machines do not hear each other.
+    Split,
+    /// Two machines do not hear each other, and all others hear both.
+    CutPair,
     /// One direction between two machines is cut.
     CutOneWay,
+    /// A link comes and goes.
+    Flap,
     /// Connections between two machines break.
     Break,
+    /// What is under way between two machines is late by seconds; new connections are not.
+    Stall,
     /// Every message is slow.
     Slow,
     /// A disk is slow.
@@ -39,6 +49,47 @@ pub(crate) enum Fault {
     FailSync,
     /// A wall clock is set forward or back by an hour.
     ClockJump,
+}
+
+impl Fault {
+    const ALL: [Fault; 16] = {
+        use Fault::*;
+        [
+            Kill,
+            PowerLoss,
+            PowerLossOfAll,
+            DieWriting,
+            Pause,
+            Isolate,
+            Split,
+            CutPair,
+            CutOneWay,
+            Flap,
+            Break,
+            Stall,
+            Slow,
+            SlowDisk,
+            FailSync,
+            ClockJump,
+        ]
+    };
+
+    /// The scenario that has it, beside [`Scenario::All`]; some are in two.
+    fn is_of(self, scenario: Scenario) -> bool {
+        use Fault::*;
+        match scenario {
+            Scenario::All => true,
+            Scenario::Calm => false,
+            Scenario::Crashes => matches!(self, Kill | PowerLoss | PowerLossOfAll | DieWriting),
+            Scenario::Network => {
+                matches!(self, Isolate | Split | CutPair | CutOneWay | Flap | Break | Stall | Slow)
+            }
+            Scenario::Disks => {
+                matches!(self, PowerLoss | PowerLossOfAll | DieWriting | SlowDisk | FailSync)
+            }
+            Scenario::Pauses => matches!(self, Pause | ClockJump),
+        }
+    }
 }
 
 /// Which faults a run may have.
@@ -50,7 +101,7 @@ pub(crate) enum Scenario {
     Calm,
     /// Servers and machines that die
     Crashes,
-    /// Cuts, broken connections, delays
+    /// Cuts, broken and stalled connections, delays
     Network,
     /// Slow and failing disks, and machines that lose power
     Disks,
@@ -58,35 +109,10 @@ pub(crate) enum Scenario {
     Pauses,
 }
 
-impl Scenario {
-    fn kinds(self) -> &'static [Fault] {
-        use Fault::*;
-        match self {
-            Scenario::All => &[
-                Kill,
-                PowerLoss,
-                PowerLossOfAll,
-                Pause,
-                Isolate,
-                CutOneWay,
-                Break,
-                Slow,
-                SlowDisk,
-                FailSync,
-                ClockJump,
-            ],
-            Scenario::Calm => &[],
-            Scenario::Crashes => &[Kill, PowerLoss, PowerLossOfAll],
-            Scenario::Network => &[Isolate, CutOneWay, Break, Slow],
-            Scenario::Disks => &[PowerLoss, PowerLossOfAll, SlowDisk, FailSync],
-            Scenario::Pauses => &[Pause, ClockJump],
-        }
-    }
-}
-
 /// The faults of one run.
 pub(crate) struct Faults {
     rng: Rng,
+    env: Env,
     kinds: Vec<Fault>,
     /// Longest time between two.
     gap_ms_max: u64,
@@ -96,23 +122,27 @@ pub(crate) struct Faults {
     paused: Vec<usize>,
 }
 
+/// A replica that dies while it writes has this many calls to its disk left, at most: those of
+/// two or three batches.
+const CALLS_LEFT_MAX: u64 = 10;
 /// Most faults of a run.
 const FAULTS_MAX: u64 = 40;
 
 impl Faults {
     /// Draws the kinds and how often they come; `limit` at most.
-    pub(crate) fn draw(rng: &Rng, scenario: Scenario, limit: Option<u64>) -> Faults {
+    pub(crate) fn draw(rng: &Rng, env: &Env, scenario: Scenario, limit: Option<u64>) -> Faults {
         let rng = rng.fork();
-        let all = scenario.kinds();
-        let mut kinds: Vec<_> = all.iter().copied().filter(|_| rng.percent(45)).collect();
-        if kinds.is_empty() {
-            kinds.extend(all.first());
+        let all: Vec<_> = Fault::ALL.into_iter().filter(|fault| fault.is_of(scenario)).collect();
+        let chance = *rng.pick(&[15, 45]);
+        let mut kinds: Vec<_> = all.iter().copied().filter(|_| rng.percent(chance)).collect();
+        if kinds.is_empty() && !all.is_empty() {
+            kinds.push(*rng.pick(&all));
         }
         let gap_ms_max = *rng.pick(&[300, 1000, 3000]);
         let most = if kinds.is_empty() { 0 } else { FAULTS_MAX };
         let left = most.min(limit.unwrap_or(most));
         note(format_args!("faults {kinds:?}, up to {gap_ms_max} ms apart"));
-        Faults { rng, kinds, gap_ms_max, left, paused: Vec::new() }
+        Faults { rng, env: env.clone(), kinds, gap_ms_max, left, paused: Vec::new() }
     }
 
     /// Time to the next change.
@@ -123,6 +153,7 @@ impl Faults {
     /// Injects one fault, or ends what earlier ones have left.
     pub(crate) async fn step(&mut self, cluster: &mut Cluster) -> io::Result<()> {
         cluster.remember_databases()?;
+        self.bury(cluster).await?;
         if self.rng.percent(40) || self.left == 0 {
             return self.recover(cluster).await;
         }
@@ -133,30 +164,43 @@ impl Faults {
     }
 
     async fn inject(&mut self, fault: Fault, cluster: &mut Cluster) -> io::Result<()> {
-        let count = cluster.machines.len() as u64;
-        let one = self.rng.below(count) as usize;
-        let other = self.rng.below(count) as usize;
-        let (a, b) = (cluster.machines[one].address, cluster.machines[other].address);
+        let one = self.any(cluster);
+        let (a, b) = (cluster.machines[one].address, cluster.machines[self.any(cluster)].address);
         match fault {
             Fault::Kill => self.crash(cluster, one, Crash::Process).await?,
             Fault::PowerLoss => self.crash(cluster, one, Crash::Power).await?,
-            Fault::PowerLossOfAll => {
-                for index in 0..cluster.machines.len() {
-                    self.crash(cluster, index, Crash::Power).await?;
-                }
+            Fault::PowerLossOfAll => self.lose_all_power(cluster).await?,
+            Fault::DieWriting => {
+                let replica = *self.rng.pick(&cluster.replicas());
+                cluster.die_after(replica, self.rng.below(CALLS_LEFT_MAX));
             }
             Fault::Pause => {
                 cluster.pause(one, true);
                 self.paused.push(one);
             }
             Fault::Isolate => {
-                for machine in &cluster.machines {
-                    cluster.wires.set_cut(a, machine.address, true);
-                    cluster.wires.set_cut(machine.address, a, true);
+                cluster.machines.iter().for_each(|other| cluster.wires.cut_pair(a, other.address));
+            }
+            Fault::Split => {
+                let (left, right): (Vec<_>, Vec<_>) =
+                    cluster.machines.iter().partition(|_| self.rng.percent(50));
+                for machine in left {
+                    right.iter().for_each(|r| cluster.wires.cut_pair(machine.address, r.address));
                 }
             }
-            Fault::CutOneWay => cluster.wires.set_cut(a, b, true),
+            Fault::CutPair => cluster.wires.cut_pair(a, b),
+            Fault::CutOneWay => cluster.wires.cut(a, b),
+            Fault::Flap => {
+                let period = Duration::from_millis(self.rng.between(20, 1500));
+                cluster.wires.flap(a, b, period);
+                if self.rng.percent(50) {
+                    cluster.wires.flap(b, a, period);
+                }
+            }
             Fault::Break => cluster.wires.break_between(a, b),
+            Fault::Stall => {
+                cluster.wires.stall(a, b, Duration::from_millis(self.rng.between(500, 6_000)));
+            }
             Fault::Slow => cluster.wires.set_delay(*self.rng.pick(&[5_000, 50_000, 200_000])),
             Fault::SlowDisk => {
                 cluster.set_disk_delay(one, *self.rng.pick(&[10_000, 100_000, 1_000_000]));
@@ -165,6 +209,34 @@ impl Faults {
             Fault::ClockJump => {
                 let hour = 3_600_000;
                 cluster.machines[one].clock.jump(if self.rng.percent(50) { hour } else { -hour });
+            }
+        }
+        Ok(())
+    }
+
+    fn any(&self, cluster: &Cluster) -> usize {
+        self.rng.below(cluster.machines.len() as u64) as usize
+    }
+
+    /// Replicas stop between any two calls to their disks, and soon nothing has power.
+    async fn lose_all_power(&mut self, cluster: &mut Cluster) -> io::Result<()> {
+        for replica in cluster.replicas() {
+            cluster.die_after(replica, self.rng.below(CALLS_LEFT_MAX));
+        }
+        self.env.sleep(Duration::from_micros(self.rng.below(50_000))).await;
+        for index in 0..cluster.machines.len() {
+            self.crash(cluster, index, Crash::Power).await?;
+        }
+        Ok(())
+    }
+
+    /// Who has died at a call to the disk is gone, and so is perhaps the power of the machine.
+    async fn bury(&mut self, cluster: &mut Cluster) -> io::Result<()> {
+        for index in 0..cluster.machines.len() {
+            if cluster.has_died(index) {
+                let power = self.rng.percent(50);
+                let crash = if power { Crash::Power } else { Crash::Process };
+                self.crash(cluster, index, crash).await?;
             }
         }
         Ok(())
@@ -207,6 +279,7 @@ impl Faults {
         }
         for index in 0..cluster.machines.len() {
             cluster.set_disk_delay(index, 400);
+            cluster.spare(index);
             if left_down.contains(&index) {
                 cluster.crash(index, Crash::Process).await?;
             } else if !cluster.is_up(index) || cluster.is_broken(index) {

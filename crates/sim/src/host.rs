@@ -6,7 +6,7 @@ use std::{
     task::{Context, Waker},
 };
 
-use pygmy_protocol::env::Governor;
+use pygmy_protocol::env::{FakeDisk, Governor};
 use tokio::task::AbortHandle;
 
 thread_local! {
@@ -21,6 +21,7 @@ pub(crate) fn running() -> &'static str {
 /// Rules over the tasks of one host. One for each life of it.
 pub(crate) struct HostTasks {
     name: &'static str,
+    disk: FakeDisk,
     state: Mutex<State>,
 }
 
@@ -32,8 +33,9 @@ struct State {
 }
 
 impl HostTasks {
-    pub(crate) fn new(name: &'static str) -> Arc<HostTasks> {
-        Arc::new(HostTasks { name, state: Mutex::default() })
+    /// Those of a host with this disk: at the call where that dies, all of them stop.
+    pub(crate) fn new(name: &'static str, disk: &FakeDisk) -> Arc<HostTasks> {
+        Arc::new(HostTasks { name, disk: disk.clone(), state: Mutex::default() })
     }
 
     /// As SIGSTOP and SIGCONT.
@@ -60,7 +62,7 @@ impl Governor for HostTasks {
     fn run(&self, context: &mut Context<'_>, poll: &mut dyn FnMut(&mut Context<'_>)) {
         {
             let mut state = self.lock();
-            if state.paused {
+            if state.paused || self.disk.is_dead() {
                 state.held_up.push(context.waker().clone());
                 return;
             }

@@ -14,7 +14,7 @@ use pygmy_protocol::{
     Code, Env, IdempotencyKey, Problem, RequestContext,
     env::Random,
     http::Secret,
-    item::{Item, ItemNumber},
+    item::{Item, ItemNumber, ItemPage},
     order::{BuyBody, Order, OrderNumber},
 };
 
@@ -68,7 +68,8 @@ pub(crate) struct Client {
     balancers: Vec<Arc<Upstream>>,
     catalogs: Vec<Arc<Upstream>>,
     load: Load,
-    orders: Vec<OrderNumber>,
+    /// Buys that were answered, and what they asked for.
+    bought: Vec<(OrderNumber, Operation)>,
 }
 
 /// The answer to one call, as far as the client knows.
@@ -97,7 +98,7 @@ impl Client {
             rng: rng.fork(),
             secret: cluster.secret().clone(),
             load: load.clone(),
-            orders: Vec::new(),
+            bought: Vec::new(),
             env,
         }
     }
@@ -114,11 +115,13 @@ impl Client {
                 // Letters, digits and a dash.
                 format!("c{}-{n}", self.number).parse().expect("a valid key");
             match self.rng.below(100) {
-                0..50 => self.buy(item, key).await,
-                50..58 => self.set_stock(item, key).await,
-                58..63 => self.set_cost(item, key).await,
-                63..85 => self.read(item).await,
-                85..92 => self.look_up(item).await,
+                0..42 => self.buy(item, key).await,
+                42..46 => self.repeat().await,
+                46..56 => self.set_stock(item, key).await,
+                56..62 => self.set_cost(item, key).await,
+                62..80 => self.read(item).await,
+                80..86 => self.search().await,
+                86..93 => self.look_up(item).await,
                 _ => self.find_order().await,
             }
         }
@@ -127,20 +130,32 @@ impl Client {
     async fn buy(&mut self, item: ItemNumber, key: IdempotencyKey) {
         let quantity = self.rng.between(1, 2);
         let cost = ITEMS[item.get() as usize - 1].2;
-        let expected_cost = self.rng.percent(20).then_some(cost);
-        let body = BuyBody { quantity, expected_cost };
-        let call = self.call(Method::POST, format!("/buy/{item}")).with_key(&key).with_json(&body);
+        let expected_cost = self.rng.percent(30).then_some(cost);
+        self.order(Operation::Buy { item, quantity, expected_cost, key }).await;
+    }
+
+    /// Asks again for what was bought long ago: the same answer, and no other order.
+    async fn repeat(&mut self) {
+        if !self.bought.is_empty() {
+            let (_, operation) = self.rng.pick(&self.bought).clone();
+            self.order(operation).await;
+        }
+    }
+
+    async fn order(&mut self, operation: Operation) {
+        let Operation::Buy { item, quantity, expected_cost, key } = &operation else { return };
+        let body = BuyBody { quantity: *quantity, expected_cost: *expected_cost };
+        let call = self.call(Method::POST, format!("/buy/{item}")).with_key(key).with_json(&body);
         let called = self.now();
         let answered = self.until_certain(&self.public, call).await;
         let ordered = |answer: &pygmy_client::Answer| {
             let replayed = answer.headers.contains_key("idempotency-replayed");
             answer.json::<Order>().map(|order| Outcome::Ordered { order, replayed })
         };
-        let operation = Operation::Buy { item, quantity, expected_cost, key };
         if let Outcome::Ordered { order, .. } =
-            self.record_answer(called, operation, answered, ordered)
+            self.record_answer(called, operation.clone(), answered, ordered)
         {
-            self.orders.push(order.order_number);
+            self.bought.push((order.order_number, operation));
         }
     }
 
@@ -172,18 +187,35 @@ impl Client {
         self.record(called, Operation::ReadItem { item }, outcome);
     }
 
-    /// A lookup at a front end. Caches are eventual so far: what it says is not checked.
+    /// A linearizable search, at any replica: a read of each item at the same time.
+    async fn search(&mut self) {
+        let call = self.call(Method::GET, "/query?topic=Books&limit=1000".to_owned());
+        let called = self.now();
+        let replica = Arc::clone(self.rng.pick(&self.catalogs));
+        let Ok(answer) = replica.send(&call, ATTEMPT).await else { return };
+        let Ok(found) = answer.json::<ItemPage>() else { return };
+        for (number, ..) in ITEMS {
+            let item = item_number(number);
+            let seen = found.items.iter().find(|found| found.item_number == item).cloned();
+            self.record(called, Operation::ReadItem { item }, Outcome::Read(seen));
+        }
+    }
+
+    /// A lookup or a search at a front end. Caches are eventual so far: what it says is not
+    /// checked.
     async fn look_up(&mut self, item: ItemNumber) {
-        let call = self.call(Method::GET, format!("/lookup/{item}"));
+        let target =
+            if self.rng.percent(70) { format!("/lookup/{item}") } else { "/search/Books".into() };
+        let call = self.call(Method::GET, target);
         let front_end = Arc::clone(self.rng.pick(&self.public));
         let _ = front_end.send(&call, ATTEMPT).await;
     }
 
     async fn find_order(&mut self) {
-        if self.orders.is_empty() {
+        if self.bought.is_empty() {
             return;
         }
-        let number = *self.rng.pick(&self.orders);
+        let number = self.rng.pick(&self.bought).0;
         let call = self.call(Method::GET, format!("/orders/{number}"));
         let called = self.now();
         let front_end = Arc::clone(self.rng.pick(&self.public));

@@ -43,6 +43,9 @@ struct Inner {
     listeners: BTreeMap<SocketAddr, mpsc::Sender<(SimStream, SocketAddr)>>,
     /// Directions that let nothing through.
     cut: BTreeSet<(IpAddr, IpAddr)>,
+    /// Directions that let nothing through every other time, and how long each time is.
+    flapping: BTreeMap<(IpAddr, IpAddr), Duration>,
+    begun: Instant,
     /// Longest usual delay in one direction.
     delay_us_max: u64,
     pipes: Vec<(IpAddr, IpAddr, Arc<Pipe>)>,
@@ -55,27 +58,49 @@ impl Wires {
             rng,
             listeners: BTreeMap::new(),
             cut: BTreeSet::new(),
+            flapping: BTreeMap::new(),
+            begun: Instant::now(),
             delay_us_max: 500,
             pipes: Vec::new(),
             next_port: 40_000,
         })))
     }
 
-    /// Cuts or heals one direction.
-    pub(crate) fn set_cut(&self, from: IpAddr, to: IpAddr, cut: bool) {
-        let mut inner = self.lock();
-        if cut {
-            inner.cut.insert((from, to));
-        } else {
-            inner.cut.remove(&(from, to));
-        }
+    /// Cuts one direction.
+    pub(crate) fn cut(&self, from: IpAddr, to: IpAddr) {
+        self.lock().cut.insert((from, to));
+    }
+
+    /// Cuts both directions.
+    pub(crate) fn cut_pair(&self, a: IpAddr, b: IpAddr) {
+        self.lock().cut.extend([(a, b), (b, a)]);
+    }
+
+    /// Cuts one direction and lets it go again and again, each for `period`.
+    pub(crate) fn flap(&self, from: IpAddr, to: IpAddr, period: Duration) {
+        self.lock().flapping.insert((from, to), period);
+    }
+
+    /// Holds up what is and will be sent on the connections that there are now in one direction.
+    pub(crate) fn stall(&self, from: IpAddr, to: IpAddr, how_long: Duration) {
+        let until = Instant::now() + how_long;
+        let inner = self.lock();
+        let stalled = inner.pipes.iter().filter(|(f, t, _)| (*f, *t) == (from, to));
+        stalled.for_each(|(.., pipe)| pipe.lock().stalled_until = Some(until));
     }
 
     /// Heals everything.
     pub(crate) fn heal(&self) {
         let mut inner = self.lock();
         inner.cut.clear();
+        inner.flapping.clear();
         inner.delay_us_max = 500;
+        for (.., pipe) in &inner.pipes {
+            let mut state = pipe.lock();
+            if state.stalled_until.take().is_some() {
+                state.wake();
+            }
+        }
     }
 
     /// Makes every message slower.
@@ -115,7 +140,12 @@ impl Wires {
     }
 
     fn is_cut(&self, from: IpAddr, to: IpAddr) -> bool {
-        self.lock().cut.contains(&(from, to))
+        let inner = self.lock();
+        let link = (from, to);
+        let is_off = |period: &Duration| {
+            (inner.begun.elapsed().as_micros() / period.as_micros()).is_multiple_of(2)
+        };
+        inner.cut.contains(&link) || inner.flapping.get(&link).is_some_and(is_off)
     }
 
     fn delay(&self) -> Duration {
@@ -229,6 +259,8 @@ struct PipeState {
     reset: bool,
     /// Nothing comes through any more, and nobody says so.
     silent: bool,
+    /// Everything that is read comes after this.
+    stalled_until: Option<Instant>,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -278,6 +310,7 @@ impl SimStream {
             None if over => Instant::now(),
             None => return None,
         };
+        let arrival = state.stalled_until.map_or(arrival, |until| arrival.max(until));
         let cut = self.wires.is_cut(self.other, self.me);
         Some(if cut { arrival.max(Instant::now() + HEAL_CHECK) } else { arrival })
     }

@@ -15,6 +15,7 @@ use http::{Method, StatusCode};
 use pygmy_client::{Call, Upstream};
 use pygmy_protocol::{
     Env, RequestContext,
+    env::Random,
     http::Secret,
     item::{Item, ItemNumber},
     order::{Order, OrderNumber},
@@ -175,13 +176,15 @@ impl Driver {
             tasks.push(client.env.clone().spawn(client.run()));
         }
         self.watch_replicas();
-        let mut faults = Faults::draw(&self.rng, self.plan.scenario, self.plan.faults);
+        let mut faults = Faults::draw(&self.rng, &self.env, self.plan.scenario, self.plan.faults);
         self.storm(&mut faults).await?;
         self.live_again(&mut faults).await?;
         load.stop.store(true, Ordering::Relaxed);
         for task in tasks {
             task.await.map_err(|e| format!("a client failed: {e}"))?;
         }
+        // What got lost may still be made until its deadline.
+        self.env.sleep(REQUEST).await;
         let found = self.final_state().await?;
         self.judge(&found)
     }
@@ -198,9 +201,9 @@ impl Driver {
         Ok(())
     }
 
-    /// With all faults over, but one replica down, the store sells again; then all come back.
+    /// With all faults over, but a minority down, the store sells again; then all come back.
     async fn live_again(&mut self, faults: &mut Faults) -> Result<(), String> {
-        let down = self.one_replica_down();
+        let down = self.minority();
         faults.end_all(&mut self.cluster, &down).await.map_err(|e| e.to_string())?;
         self.count_lives();
         self.within(RECOVERY, "a majority sells again", async |driver: &Driver| {
@@ -216,12 +219,13 @@ impl Driver {
         Ok(())
     }
 
-    /// A machine with a replica, or none.
-    fn one_replica_down(&self) -> Vec<usize> {
-        let has_replica =
-            |index: &usize| matches!(self.cluster.machines[*index].role, "catalog" | "all");
-        let replicas: Vec<_> = (0..self.cluster.machines.len()).filter(has_replica).collect();
-        if self.rng.percent(70) { vec![*self.rng.pick(&replicas)] } else { Vec::new() }
+    /// Machines with replicas that the store can do without: mostly as many as can be.
+    fn minority(&self) -> Vec<usize> {
+        let mut replicas = self.cluster.replicas();
+        let most = (replicas.len() as u64 - 1) / 2;
+        let down = if self.rng.percent(70) { most } else { self.rng.below(most) };
+        let leaving = |_| replicas.swap_remove(self.rng.below(replicas.len() as u64) as usize);
+        (0..down).map(leaving).collect()
     }
 
     /// Waits until all replicas are at the same index, checks them whole, and reads everything.

@@ -112,6 +112,12 @@ impl FakeDisk {
         self.lock().calls_left = Some(calls);
     }
 
+    /// Takes [`die_after`](FakeDisk::die_after) back, if the process lives.
+    pub fn spare(&self) {
+        let mut disk = self.lock();
+        disk.calls_left = disk.calls_left.filter(|left| *left == 0);
+    }
+
     /// Whether the process is dead.
     pub fn is_dead(&self) -> bool {
         self.lock().calls_left == Some(0)
