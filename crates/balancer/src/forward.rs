@@ -18,6 +18,7 @@ use pygmy_protocol::{
     Env, IdempotencyKey, Problem, RequestContext,
     context::{IDEMPOTENCY_KEY, key_of, key_value},
     http::{Limits, Secret, read_body},
+    metrics::Counter,
     registration::Role,
 };
 
@@ -41,6 +42,7 @@ pub(crate) struct Forwarder {
     max_in_flight: u64,
     registry: Arc<Registry>,
     load: Arc<Load>,
+    rejected: Counter,
     order: Lane,
     catalog: Lane,
 }
@@ -79,6 +81,7 @@ impl Forwarder {
             max_in_flight: settings.max_in_flight,
             registry,
             load: Arc::default(),
+            rejected: server.metrics.rejections("max_in_flight"),
             order: Lane::new(Role::Order, settings),
             catalog: Lane::new(Role::Catalog, settings),
         }
@@ -99,6 +102,7 @@ impl Forwarder {
     ) -> Response {
         let in_flight = self.load.enter();
         if self.load.in_flight() > self.max_in_flight {
+            self.rejected.inc();
             let detail = "the balancer has too many requests in flight (max_in_flight)";
             return Problem::unavailable(detail).into_response();
         }
@@ -186,8 +190,14 @@ impl Forwarder {
     /// sent (connection refused) put no load on anybody, so another one in its place is free: the
     /// death of a busy server must not use up what slow ones will need.
     fn may_retry(&self, lane: &Lane, call: &Call, was_sent: bool) -> bool {
-        let in_time = !call.remaining(&self.env).is_zero();
-        in_time && (!was_sent || lane.budget.withdraw(self.env.now()))
+        if call.remaining(&self.env).is_zero() {
+            return false;
+        }
+        let paid = !was_sent || lane.budget.withdraw(self.env.now());
+        let counters = self.registry.counters();
+        let retries = if paid { &counters.retries } else { &counters.retries_refused };
+        retries.of(lane.role).inc();
+        paid
     }
 
     async fn attempt(&self, server: &Server, call: &Call) -> Result<Answer, Failure> {

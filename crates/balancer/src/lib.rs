@@ -36,6 +36,8 @@ mod pick;
 mod breaker;
 mod budget;
 
+mod metrics;
+
 mod settings;
 
 #[cfg(test)]
@@ -95,14 +97,16 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
             registry.candidates(role).is_empty().then(|| format!("no {role} server is ready"))
         });
     }
+    metrics::register(&registry, &server.metrics);
     let prober = Prober::new(env, &settings, Arc::clone(&registry));
     let probing = env.spawn(prober.run(readiness.clone(), shutdown));
     let forwarder = Forwarder::new(env, &server, &settings, Arc::clone(&registry));
     let (secret, limits) = (server.secret.clone(), server.limits.clone());
-    let probes = server.probes(&readiness);
+    let metrics = server.metrics.clone();
+    let probes = server.probes(Role::Balancer, &readiness);
     let routes = Routes { env: env.clone(), server, readiness, registry, forwarder };
     let router = wrap(internal(routes.into_router(), &secret), env, &limits, &probes);
-    Ok(Tier { router, tasks: vec![probing], background: Vec::new() })
+    Ok(Tier { router, metrics, tasks: vec![probing], background: Vec::new() })
 }
 
 /// Starts a balancer and serves it on `listener` until `shutdown`.

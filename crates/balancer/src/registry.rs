@@ -17,6 +17,7 @@ use pygmy_protocol::{
 
 use crate::{
     LocalServer,
+    metrics::Counters,
     pick::Candidate,
     server::{Rules, Server},
     settings::Settings,
@@ -40,6 +41,7 @@ pub(crate) struct Registry {
     /// thinks so is none. (In a cluster that is made anew terms begin anew: until the balancers
     /// are restarted too its writes go through any replica.)
     newest_term: AtomicU64,
+    counters: Arc<Counters>,
     /// By name. Never held across an await.
     servers: RwLock<BTreeMap<String, Arc<Server>>>,
 }
@@ -53,6 +55,7 @@ impl Registry {
             forget_after: Duration::from_millis(settings.forget_after_ms),
             local,
             newest_term: AtomicU64::new(0),
+            counters: Arc::default(),
             servers: RwLock::default(),
         }
     }
@@ -85,9 +88,16 @@ impl Registry {
         let Registration { name, role, url, .. } = registration;
         tracing::info!(server = name, %role, url, again = old.is_some(), "registered");
         let load = old.map(|server| Arc::clone(&server.load)).unwrap_or_default();
-        let server = Server::new(registration, upstream, load, self.rules, now);
+        self.counters.registrations.inc();
+        let counters = Arc::clone(&self.counters);
+        let server = Server::new(registration, upstream, load, self.rules, counters, now);
         servers.insert(registration.name.clone(), Arc::new(server));
         Ok(())
+    }
+
+    /// What is counted of the servers in the table.
+    pub(crate) fn counters(&self) -> &Arc<Counters> {
+        &self.counters
     }
 
     /// Takes a server out of the table; what it has in flight goes on.

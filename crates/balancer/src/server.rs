@@ -14,7 +14,7 @@ use pygmy_protocol::{
     registration::{Health, Registration, Role, ServerStatus},
 };
 
-use crate::{breaker::Breaker, settings::Settings};
+use crate::{breaker::Breaker, metrics::Counters, settings::Settings};
 
 /// What decides that a server is gone.
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +44,7 @@ pub(crate) struct Server {
     pub(crate) load: Arc<Load>,
     nonce: String,
     rules: Rules,
+    counters: Arc<Counters>,
     standing: Mutex<Standing>,
 }
 
@@ -80,6 +81,7 @@ impl Server {
         upstream: Upstream,
         load: Arc<Load>,
         rules: Rules,
+        counters: Arc<Counters>,
         now: Instant,
     ) -> Server {
         let standing = Standing {
@@ -102,6 +104,7 @@ impl Server {
             load,
             nonce: registration.nonce.clone(),
             rules,
+            counters,
             standing: Mutex::new(standing),
         };
         server.observe(now);
@@ -169,7 +172,12 @@ impl Server {
 
     /// It did not answer a request.
     pub(crate) fn unanswered(&self, now: Instant) {
-        self.standing().breaker.failure(now, self.rules.breaker_failures);
+        let mut standing = self.standing();
+        let was_admitted = standing.breaker.admits(now);
+        standing.breaker.failure(now, self.rules.breaker_failures);
+        if was_admitted && !standing.breaker.admits(now) {
+            self.counters.ejected_by_breaker.inc();
+        }
     }
 
     /// Whether it gets traffic, apart from its breaker.
@@ -217,9 +225,15 @@ impl Server {
         let mut standing = self.standing();
         let health = standing.health(&self.rules, now);
         standing.was_ready |= health == Health::Ready;
-        if std::mem::replace(&mut standing.told, health) == health {
+        let before = std::mem::replace(&mut standing.told, health);
+        if before == health {
             return;
         }
+        match health {
+            Health::Dead if before == Health::Ready => self.counters.ejected_silent.inc(),
+            _ if before == Health::Ready => self.counters.ejected_unready.inc(),
+            _ => 0,
+        };
         let (server, role) = (&self.name, self.role);
         match standing.reason(&self.rules, now) {
             None => tracing::info!(server, %role, "gets traffic"),

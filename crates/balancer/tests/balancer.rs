@@ -14,6 +14,7 @@ use pygmy_protocol::{
     Code, Env, Problem,
     context::{IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, REQUEST_ID},
     http::{Limits, Readiness, shutdown},
+    metrics::Metrics,
     registration::{Health, Registration, Role},
 };
 use support::{
@@ -227,6 +228,7 @@ async fn a_server_keeps_itself_registered_with_every_balancer_until_it_stops() {
         balancers: balancers.iter().map(|balancer| Arc::clone(&balancer.upstream)).collect(),
         heartbeat: Duration::from_secs(60),
         attempt_timeout: PATIENCE,
+        metrics: Metrics::new(env),
     };
     let readiness = Readiness::new();
     let (stopper, stop) = shutdown();

@@ -3,10 +3,7 @@
 //! By size rather than by time, so that the work of snapshots stays in proportion to the work of
 //! buys. Raft drops the log before a snapshot once the snapshot is durable.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use pygmy_protocol::http::{Fatal, Shutdown};
 
@@ -45,5 +42,5 @@ pub(crate) async fn compact_log(shared: Arc<Shared>, mut shutdown: Shutdown) -> 
 }
 
 fn bytes_written(shared: &Shared) -> u64 {
-    shared.log.figures().bytes_written.load(Ordering::Relaxed)
+    shared.log.figures().bytes_written.get()
 }

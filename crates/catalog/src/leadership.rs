@@ -6,7 +6,7 @@ use openraft::{Instant, async_runtime::WatchReceiver};
 use pygmy_protocol::{http::Fatal, registration::Registration};
 use tokio::sync::watch;
 
-use crate::{raft::CatalogRaft, replica::Shared};
+use crate::{metrics::Measures, raft::CatalogRaft, replica::Shared};
 
 /// The leader and its term, as this replica sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,13 +36,15 @@ pub(crate) async fn follow_raft(
     leadership: watch::Sender<Leadership>,
     registration: Arc<watch::Sender<Registration>>,
 ) -> Fatal {
-    let Shared { env, raft, gate, lease, .. } = &*shared;
+    let Shared { env, raft, gate, lease, measures, .. } = &*shared;
     let mut metrics = raft.metrics();
+    let mut seen = Seen::default();
     loop {
         let View { now, leads_term, has_quorum } = match view(raft, *lease) {
             Ok(view) => view,
             Err(fatal) => return fatal,
         };
+        seen.count(&now, measures);
         match leads_term {
             Some(term) => gate.lead(term, has_quorum),
             None => gate.follow(),
@@ -65,6 +67,28 @@ pub(crate) async fn follow_raft(
             },
             // A majority is lost by silence, which changes nothing.
             () = env.sleep(*lease / 3) => {}
+        }
+    }
+}
+
+/// What was counted last.
+#[derive(Default)]
+struct Seen {
+    term: Option<u64>,
+    /// Id and term of the last leader there was.
+    leader: Option<(u64, u64)>,
+}
+
+impl Seen {
+    fn count(&mut self, now: &Leadership, measures: &Measures) {
+        // Those before the start are not this process's.
+        let before = self.term.replace(now.term).unwrap_or(now.term);
+        measures.elections.inc_by(now.term.saturating_sub(before));
+        if let Some(leader) = &now.leader {
+            let leader = (leader.id, now.term);
+            if self.leader.replace(leader).is_some_and(|before| before != leader) {
+                measures.leader_changes.inc();
+            }
         }
     }
 }

@@ -13,7 +13,7 @@
 //! Raft itself is openraft, behind [`raft`]'s types and runtime, [`peer`]'s network and
 //! [`leadership`]'s view of it. [`replica`] puts everything together; [`bootstrap`] makes a
 //! cluster of blank replicas, once; [`compact`] keeps the log short; [`ready`] says when a replica
-//! wants traffic; [`retire`] hands the leadership over before it leaves; [`identity`] binds a data directory to one Raft id for its whole life.
+//! wants traffic; [`retire`] hands the leadership over before it leaves; [`metrics`] is what it counts; [`identity`] binds a data directory to one Raft id for its whole life.
 
 mod config;
 mod routes;
@@ -34,6 +34,7 @@ mod bootstrap;
 mod compact;
 mod identity;
 mod leadership;
+mod metrics;
 #[cfg(feature = "planted-bugs")]
 mod planted;
 mod ready;
@@ -49,6 +50,7 @@ use pygmy_protocol::{
     Env,
     env::Listener,
     http::{Fatal, Shutdown, Tier, wrap},
+    registration::Role,
 };
 
 /// Starts a replica: opens its data, starts Raft, registers.
@@ -59,8 +61,14 @@ pub async fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier
     let server = config.server.clone();
     let started = replica::start(config, env, &shutdown).await?;
     let router = routes::routes(std::sync::Arc::clone(&started.shared));
-    let router = wrap(router, env, &server.limits, &server.probes(&started.readiness));
-    Ok(Tier { router, tasks: started.tasks, background: started.background })
+    let router =
+        wrap(router, env, &server.limits, &server.probes(Role::Catalog, &started.readiness));
+    Ok(Tier {
+        router,
+        metrics: server.metrics,
+        tasks: started.tasks,
+        background: started.background,
+    })
 }
 
 /// Runs a replica on `listener` until `shutdown`.

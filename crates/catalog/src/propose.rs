@@ -13,6 +13,7 @@ use pygmy_protocol::{
     command::{Outcome, Request},
     env::{Env, Instant},
     http::Fatal,
+    metrics::{Counter, Metrics},
     planted,
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -70,13 +71,24 @@ pub(crate) struct Waiting {
 pub(crate) struct Queue {
     env: Env,
     sender: mpsc::Sender<Waiting>,
+    rejected: Counter,
 }
 
 impl Queue {
     /// A queue for at most `bound` requests, and its end for [`run_batches`].
-    pub(crate) fn new(env: &Env, bound: usize) -> (Queue, mpsc::Receiver<Waiting>) {
+    pub(crate) fn new(
+        env: &Env,
+        metrics: &Metrics,
+        bound: usize,
+    ) -> (Queue, mpsc::Receiver<Waiting>) {
         let (sender, receiver) = mpsc::channel(bound);
-        (Queue { env: env.clone(), sender }, receiver)
+        let rejected = metrics.rejections("waiting_requests_max");
+        (Queue { env: env.clone(), sender, rejected }, receiver)
+    }
+
+    /// How many requests wait.
+    pub(crate) fn length(&self) -> usize {
+        self.sender.max_capacity() - self.sender.capacity()
     }
 
     /// Has `request` applied and released.
@@ -89,6 +101,7 @@ impl Queue {
         self.sender.try_send(Waiting { request, deadline, reply }).map_err(|error| {
             WriteError::NotDone(match error {
                 mpsc::error::TrySendError::Full(_) => {
+                    self.rejected.inc();
                     "too many requests wait (waiting_requests_max)".to_owned()
                 }
                 mpsc::error::TrySendError::Closed(_) => "the replica is stopping".to_owned(),
@@ -235,6 +248,7 @@ async fn forward(
 /// released.
 pub(crate) async fn propose(shared: &Shared, requests: Vec<Request>, limit: Duration) -> Attempt {
     let begun = shared.env.now();
+    shared.measures.batch_requests.observe(requests.len() as u64);
     let entry = Batch { time_ms: shared.env.wall_ms(), requests };
     let written = match shared.env.timeout(limit, shared.raft.client_write(entry)).await {
         Ok(Ok(written)) => written,
@@ -249,8 +263,11 @@ pub(crate) async fn propose(shared: &Shared, requests: Vec<Request>, limit: Dura
         return Attempt::Done(written.data.0);
     }
     let (term, index) = (written.log_id.committed_leader_id().term, written.log_id.index);
-    let left = limit.saturating_sub(shared.env.now().saturating_since(begun));
-    match shared.gate.await_released(term, index, left).await {
+    let applied_at = shared.env.now();
+    let left = limit.saturating_sub(applied_at.saturating_since(begun));
+    let released = shared.gate.await_released(term, index, left).await;
+    shared.measures.release_wait.observe_time(shared.env.now().saturating_since(applied_at));
+    match released {
         Ok(()) => Attempt::Done(written.data.0),
         Err(error) => Attempt::Unknown(error.to_string()),
     }

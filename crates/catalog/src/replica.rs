@@ -25,6 +25,7 @@ use crate::{
     identity::DataDir,
     leadership::{Leader, Leadership, follow_raft},
     log::{LogConfig, LogStore},
+    metrics::{self, Measures},
     peer::{Link, PeerNetwork},
     propose::{Queue, run_batches},
     raft::{CatalogRaft, LogId},
@@ -63,6 +64,7 @@ pub(crate) struct Shared {
     pub(crate) links: Links,
     pub(crate) queue: Queue,
     pub(crate) rounds: Rounds,
+    pub(crate) measures: Measures,
     /// Does checks of whole files, one after the other.
     pub(crate) checks: Worker<Check>,
     /// Held as long as the replica lives.
@@ -152,6 +154,7 @@ pub(crate) async fn start(
         gate.applied(applied, Vec::new());
     }
     let snapshots = machine.snapshots();
+    let measures = Measures::new(machine.snapshot_times());
     let network = PeerNetwork { env: env.clone(), id, secret: server.secret.clone() };
     let raft_config = Arc::new(settings.raft().validate().map_err(|e| fatal(&e))?);
     let raft = CatalogRaft::new(id, raft_config, network, log.clone(), machine);
@@ -161,7 +164,7 @@ pub(crate) async fn start(
     readiness.not_ready("catalog", "starting");
     let registered = server.register(env, Role::Catalog, &readiness, shutdown.clone());
     let (view, leadership) = watch::channel(Leadership::default());
-    let (queue, waiting) = Queue::new(env, settings.waiting_requests_max);
+    let (queue, waiting) = Queue::new(env, &server.metrics, settings.waiting_requests_max);
     let (rounds, reads) = Rounds::new();
     let links =
         Links { env: env.clone(), id, secret: server.secret.clone(), by_id: Mutex::default() };
@@ -185,9 +188,11 @@ pub(crate) async fn start(
         links,
         queue,
         rounds,
+        measures,
         checks,
         _dir: data_dir,
     });
+    metrics::register(&shared, &shared.server.metrics);
     // Requests in flight need these while the server drains.
     let background = vec![
         env.spawn(run_batches(Arc::clone(&shared), waiting)),
@@ -254,6 +259,11 @@ impl Shared {
     pub(crate) fn is_blank(&self) -> bool {
         // The log knows before Raft has said so.
         !self.leadership.borrow().initialised && !self.log.holds_data()
+    }
+
+    /// Whether this replica leads, as far as it knows.
+    pub(crate) fn is_leader(&self) -> bool {
+        self.leadership.borrow().leader.as_ref().is_some_and(|leader| leader.is_me)
     }
 
     /// `GET /status`.

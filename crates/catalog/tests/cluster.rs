@@ -12,6 +12,7 @@ use pygmy_protocol::{
     http::{Limits, Secret, Stopper, shutdown},
     invalidation::{self, CacheKey, FromCatalog, ToCatalog},
     item::{Item, ItemPage},
+    metrics::Metrics,
     order::{Order, Purchase},
     registration::CatalogStatus,
 };
@@ -51,6 +52,7 @@ impl Cluster {
                 balancers: Vec::new(),
                 heartbeat: Duration::from_millis(500),
                 attempt_timeout: Duration::from_secs(2),
+                metrics: Metrics::new(&env),
             };
             let config = Config {
                 server,

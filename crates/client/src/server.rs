@@ -3,6 +3,7 @@ use std::{sync::Arc, time::Duration};
 use pygmy_protocol::{
     Env,
     http::{Fatal, Limits, Probes, Readiness, Secret, Shutdown},
+    metrics::Metrics,
     registration::{Registration, Role},
 };
 use tokio::{sync::watch, task::JoinHandle};
@@ -34,6 +35,8 @@ pub struct ServerConfig {
     /// Longest time for one attempt on one server; less than the request's deadline, so that
     /// another one can be tried.
     pub attempt_timeout: Duration,
+    /// The metrics of its process, to which each tier in it adds.
+    pub metrics: Metrics,
 }
 
 /// A server's entry in the balancers' tables.
@@ -47,9 +50,14 @@ pub struct Registered {
 }
 
 impl ServerConfig {
-    /// What the probe routes answer from.
-    pub fn probes(&self, readiness: &Readiness) -> Probes {
-        Probes { name: self.name.clone(), readiness: readiness.clone() }
+    /// What the probe routes of its part with `role` answer from.
+    pub fn probes(&self, role: Role, readiness: &Readiness) -> Probes {
+        Probes {
+            name: self.name.clone(),
+            tier: role.as_str(),
+            readiness: readiness.clone(),
+            metrics: self.metrics.clone(),
+        }
     }
 
     /// Registers the server with all balancers, and keeps the entry in step with `readiness`,

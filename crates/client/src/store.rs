@@ -387,6 +387,7 @@ mod tests {
     use pygmy_protocol::{
         context::IDEMPOTENCY_KEY,
         http::{Json, Limits, Stopper, serve, shutdown},
+        metrics::Metrics,
     };
 
     use super::*;
@@ -421,7 +422,15 @@ mod tests {
             let (stopper, stopped) = shutdown();
             let task_env = env.clone();
             env.spawn(async move {
-                serve(&task_env, listener, router, &Limits::default(), stopped).await;
+                serve(
+                    &task_env,
+                    listener,
+                    router,
+                    &Limits::default(),
+                    &Metrics::new(&task_env),
+                    stopped,
+                )
+                .await;
             });
             Fake { url, asked, _stopper: stopper }
         }

@@ -24,10 +24,7 @@ use std::{
     hash::{BuildHasher, BuildHasherDefault},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{
-            AtomicU64,
-            Ordering::{Relaxed, SeqCst},
-        },
+        atomic::{AtomicU64, Ordering::SeqCst},
     },
 };
 
@@ -35,8 +32,8 @@ use pygmy_protocol::{Env, env::Instant, invalidation::CacheKey, item::PageReques
 use quick_cache::{Lifecycle, unsync};
 
 use crate::{
-    counters::Counters,
     entry::{Bytewise, Document, Entry, FixedHasher, Page, Pages},
+    metrics::Counters,
 };
 
 /// Parts with a lock of their own: more than a machine has threads that serve.
@@ -66,6 +63,13 @@ struct Shard {
     /// Nothing read before this index is cached; none: there is no session.
     base: Option<u64>,
     floors: Box<[u64; FLOORS]>,
+}
+
+/// How much there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) entries: u64,
+    pub(crate) bytes: u64,
 }
 
 /// A page with what its items are.
@@ -121,7 +125,7 @@ impl Cache {
         if shard.admits(hash, read_at) {
             shard.entries.insert(key, Entry::Document(document));
         } else {
-            self.counters.fills_refused.fetch_add(1, Relaxed);
+            self.counters.fills_refused.inc();
         }
     }
 
@@ -134,7 +138,7 @@ impl Cache {
             pages.put(which, page);
             shard.entries.insert(key, Entry::Topic(pages));
         } else {
-            self.counters.fills_refused.fetch_add(1, Relaxed);
+            self.counters.fills_refused.inc();
         }
     }
 
@@ -151,7 +155,7 @@ impl Cache {
             }
         }
         self.seen.fetch_max(index, SeqCst);
-        self.counters.invalidations.fetch_add(keys.len() as u64, Relaxed);
+        self.counters.invalidations.inc_by(keys.len() as u64);
     }
 
     /// Drops `keys` at an operator's wish. No index comes with it, so the highest seen so far
@@ -180,6 +184,20 @@ impl Cache {
     /// Entries may be served until `end` by this host's clock.
     pub(crate) fn renew(&self, end: Instant) {
         self.fresh_until.store(nanoseconds(end), SeqCst);
+    }
+
+    /// How much there is, shard after shard: not of one moment.
+    pub(crate) fn size(&self) -> Size {
+        self.shards.iter().fold(Size::default(), |sum, shard| {
+            let entries = &lock(shard).entries;
+            let (len, bytes) = (entries.len() as u64, entries.weight());
+            Size { entries: sum.entries + len, bytes: sum.bytes + bytes }
+        })
+    }
+
+    /// Whether a session is open.
+    pub(crate) fn has_session(&self) -> bool {
+        lock(&self.shards[0]).base.is_some()
     }
 
     fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
@@ -248,7 +266,7 @@ impl Lifecycle<CacheKey, Entry> for CountEvictions {
     type RequestState = ();
 
     fn on_evict(&self, (): &mut (), _: CacheKey, _: Entry) {
-        self.0.evictions.fetch_add(1, Relaxed);
+        self.0.evictions.inc();
     }
 }
 

@@ -109,6 +109,11 @@ impl<T> Flights<T> {
         Ok((flight, Some(landing)))
     }
 
+    /// How many queries there are.
+    pub(crate) fn under_way(&self) -> usize {
+        self.lock().under_way
+    }
+
     /// Lets no later read join what is under way for `keys`.
     pub(crate) fn detach(&self, keys: &[CacheKey]) {
         let mut table = self.lock();

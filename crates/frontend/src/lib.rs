@@ -32,7 +32,7 @@ mod flight;
 
 mod follow;
 
-mod counters;
+mod metrics;
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,7 +46,7 @@ use pygmy_protocol::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cache::Cache, counters::Counters, flight::Flights, follow::Follower, read::Reader, routes::App,
+    cache::Cache, flight::Flights, follow::Follower, metrics::Counters, read::Reader, routes::App,
 };
 
 /// What a front end is started with.
@@ -143,7 +143,9 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
         secret: server.secret.clone(),
         limits: server.limits.clone(),
         counters,
+        flights_refused: server.metrics.rejections("flights_max"),
     });
+    metrics::register(&reader, &server.metrics);
     let follower = Follower {
         env: env.clone(),
         reader: Arc::clone(&reader),
@@ -167,9 +169,11 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
         reader,
         balancers,
     };
-    let router = wrap(routes::router(app), env, &server.limits, &server.probes(&readiness));
+    let probes = server.probes(Role::Frontend, &readiness);
+    let router = wrap(routes::router(app), env, &server.limits, &probes);
     Ok(Tier {
         router,
+        metrics: server.metrics,
         tasks: vec![registered.task, env.spawn(follower.run(shutdown))],
         background: Vec::new(),
     })

@@ -1,6 +1,6 @@
 //! Reads: from the cache, else from the catalog, once for all who ask meanwhile.
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
@@ -12,13 +12,14 @@ use pygmy_protocol::{
     http::{Limits, Secret},
     invalidation::CacheKey,
     item::{Item, ItemNumber, ItemPage, PageRequest, parse_whole_number},
+    metrics::Counter,
 };
 
 use crate::{
     cache::Cache,
-    counters::Counters,
     entry::{Document, Page, page_body},
     flight::{Flights, Landing, Query},
+    metrics::Counters,
 };
 
 /// What a read finds.
@@ -52,6 +53,7 @@ pub(crate) struct Reader {
     pub(crate) secret: Secret,
     pub(crate) limits: Limits,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) flights_refused: Counter,
 }
 
 impl Reader {
@@ -61,14 +63,15 @@ impl Reader {
     /// The catalog's refusal, or `unavailable`.
     pub(crate) async fn read(self: &Arc<Self>, query: Query, context: &RequestContext) -> Outcome {
         if let Some(found) = self.cached(&query) {
-            self.counters.hits.fetch_add(1, Relaxed);
+            self.counters.hits.of(&query).inc();
             return Ok(found);
         }
-        self.counters.misses.fetch_add(1, Relaxed);
+        self.counters.misses.of(&query).inc();
         let begun = self.flights.ticket();
         // Twice at most: a flight found after an earlier one has landed began after this read.
         loop {
-            let (flight, landing) = self.flights.join(&query)?;
+            let joined = self.flights.join(&query);
+            let (flight, landing) = joined.inspect_err(|_| _ = self.flights_refused.inc())?;
             if let Some(landing) = landing {
                 self.fly(query.clone(), context, landing);
             }
@@ -174,7 +177,7 @@ impl Reader {
     fn keep(&self, key: CacheKey, document: &Arc<Document>, read_at: Option<u64>) {
         match read_at {
             Some(read_at) => self.cache.put(key, Arc::clone(document), read_at),
-            None => drop(self.counters.fills_refused.fetch_add(1, Relaxed)),
+            None => _ = self.counters.fills_refused.inc(),
         }
     }
 }

@@ -50,8 +50,13 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
     let registered = server.register(env, Role::Order, &readiness, shutdown);
     let routes = routes::router(env, &server.limits, Arc::new(purchases));
     let routes = internal(routes, &server.secret);
-    let router = wrap(routes, env, &server.limits, &server.probes(&readiness));
-    Ok(Tier { router, tasks: vec![registered.task], background: Vec::new() })
+    let router = wrap(routes, env, &server.limits, &server.probes(Role::Order, &readiness));
+    Ok(Tier {
+        router,
+        metrics: server.metrics,
+        tasks: vec![registered.task],
+        background: Vec::new(),
+    })
 }
 
 /// Starts an order server and serves it on `listener` until `shutdown`.

@@ -22,6 +22,7 @@ use pygmy_protocol::{
     Code, Env, Problem, RequestContext,
     context::{IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, REQUEST_ID},
     http::{Fatal, Limits, Secret, Stopper, read_body, serve, shutdown},
+    metrics::Metrics,
     registration::{Registration, Role},
 };
 use tokio::task::JoinHandle;
@@ -75,7 +76,15 @@ impl FakeBalancer {
         let server_env = env.clone();
         env.spawn(async move {
             let (_stopper, stop) = shutdown();
-            serve(&server_env, listener, router, &Limits::default(), stop).await;
+            serve(
+                &server_env,
+                listener,
+                router,
+                &Limits::default(),
+                &Metrics::new(&server_env),
+                stop,
+            )
+            .await;
         });
         fake
     }
@@ -124,6 +133,7 @@ fn config(env: &Env, url: &str, balancers: &[&str]) -> Config {
         balancers: balancers.collect(),
         heartbeat: Duration::from_millis(100),
         attempt_timeout: PATIENCE,
+        metrics: Metrics::new(env),
     };
     Config { server }
 }

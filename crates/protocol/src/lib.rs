@@ -8,11 +8,13 @@
 //!
 //! Around that: how servers make themselves known ([`registration`]), how two servers talk over
 //! a connection of their own ([`frame`]), how the leader keeps caches fresh ([`invalidation`]),
-//! and the environment that every server takes its clock, randomness, network, files and threads
-//! from ([`mod@env`]), so that the simulator runs the very same code.
+//! what every server counts ([`metrics`]), and the environment that every server takes its clock,
+//! randomness, network, files and threads from ([`mod@env`]), so that the simulator runs the very
+//! same code.
 
 pub mod env;
 pub mod http;
+pub mod metrics;
 
 pub mod context;
 pub mod item;

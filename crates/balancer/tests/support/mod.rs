@@ -18,6 +18,7 @@ use pygmy_client::{Answer, Call, ServerConfig, Upstream};
 use pygmy_protocol::{
     Env, IdempotencyKey, RequestContext,
     http::{Fatal, Limits, Secret, Stopper, serve, shutdown},
+    metrics::Metrics,
     registration::{Registration, Role, ServerStatus, Servers},
 };
 use tokio::{io::AsyncReadExt, sync::watch, task::JoinHandle};
@@ -92,6 +93,7 @@ impl Balancer {
             balancers: Vec::new(),
             heartbeat: Duration::from_secs(2),
             attempt_timeout,
+            metrics: Metrics::new(&env),
         };
         let (stopper, stop) = shutdown();
         let config = Config { server, settings, local };
@@ -201,7 +203,15 @@ impl FakeServer {
         let server_env = env.clone();
         env.spawn(async move {
             let (_stopper, stop) = shutdown();
-            serve(&server_env, listener, router, &Limits::default(), stop).await;
+            serve(
+                &server_env,
+                listener,
+                router,
+                &Limits::default(),
+                &Metrics::new(&server_env),
+                stop,
+            )
+            .await;
         });
         fake
     }

@@ -7,14 +7,12 @@ use std::{
     collections::VecDeque,
     io,
     ops::Range,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use openraft::entry::RaftEntry;
+use pygmy_protocol::metrics::{Counter, Histogram};
 
 use super::{
     error::{Context, LogError},
@@ -24,24 +22,27 @@ use super::{
 use crate::raft::{Entry, LogId, Vote};
 
 /// Figures for the metrics, counted since the log was opened.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct LogFigures {
-    /// How often the worker waited for something to be durable.
-    pub(crate) fsyncs: AtomicU64,
-    /// Nanoseconds that these waits took together.
-    pub(crate) fsync_nanos: AtomicU64,
+    /// How long the worker waited for something to be durable.
+    pub(crate) fsync: Histogram,
     /// Bytes of records that were written.
-    pub(crate) bytes_written: AtomicU64,
+    pub(crate) bytes_written: Counter,
+}
+
+impl Default for LogFigures {
+    fn default() -> LogFigures {
+        LogFigures { fsync: Histogram::of_times(), bytes_written: Counter::default() }
+    }
 }
 
 impl LogFigures {
     pub(super) fn count_fsync(&self, took: Duration) {
-        self.fsyncs.fetch_add(1, Ordering::Relaxed);
-        self.fsync_nanos.fetch_add(took.as_nanos() as u64, Ordering::Relaxed);
+        self.fsync.observe_time(took);
     }
 
     pub(super) fn count_bytes(&self, bytes: usize) {
-        self.bytes_written.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.bytes_written.inc_by(bytes as u64);
     }
 }
 

@@ -6,7 +6,10 @@ use std::{
 };
 
 use openraft::{RaftSnapshotBuilder, type_config::alias::SnapshotOf};
-use pygmy_protocol::env::{Env, Worker};
+use pygmy_protocol::{
+    env::{Env, Worker},
+    metrics::Histogram,
+};
 use rusqlite::Connection;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
@@ -47,12 +50,36 @@ pub(super) struct Build {
     done: oneshot::Sender<Result<Built, StateError>>,
 }
 
+/// How long snapshots took. Clones are the same.
+#[derive(Debug, Clone)]
+pub(crate) struct SnapshotTimes {
+    /// From the database to a durable file.
+    pub(crate) built: Histogram,
+    /// From a file to the database in use.
+    pub(crate) installed: Histogram,
+}
+
+impl Default for SnapshotTimes {
+    fn default() -> SnapshotTimes {
+        SnapshotTimes { built: Histogram::of_times(), installed: Histogram::of_times() }
+    }
+}
+
 /// Starts the worker that builds.
-pub(super) fn worker(env: &Env, snapshots: SnapshotStore, chunk_bytes: usize) -> Worker<Build> {
+pub(super) fn worker(
+    env: &Env,
+    snapshots: SnapshotStore,
+    chunk_bytes: usize,
+    times: Histogram,
+) -> Worker<Build> {
+    let clock = Arc::clone(&env.clock);
     Worker::start(env, "snapshot", move |jobs| {
         for Build { view, done } in jobs.drain(..) {
+            let begun = clock.now();
+            let built = build(view, &snapshots, chunk_bytes);
+            times.observe_time(clock.now().saturating_since(begun));
             // Raft may have been shut down in the meantime: then nobody wants to know.
-            let _ = done.send(build(view, &snapshots, chunk_bytes));
+            let _ = done.send(built);
         }
     })
 }

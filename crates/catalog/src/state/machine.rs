@@ -12,12 +12,15 @@ use openraft::{
     storage::{ApplyResponder, EntryResponder, RaftStateMachine},
     type_config::alias::SnapshotOf,
 };
-use pygmy_protocol::env::{Env, Files, Worker};
+use pygmy_protocol::{
+    env::{Clock, Env, Files, Worker},
+    metrics::Histogram,
+};
 use tokio::sync::{Mutex, oneshot};
 
 use super::{
     AppliedHook, Reader, SnapshotFile, SnapshotStore, StateConfig, StateError,
-    build::{self, Build, SnapshotBuilder, View},
+    build::{self, Build, SnapshotBuilder, SnapshotTimes, View},
     query::Shared,
     writer::Writer,
 };
@@ -51,6 +54,7 @@ pub(crate) struct StateMachine {
     snapshots: SnapshotStore,
     apply: Worker<Job>,
     build: Arc<Worker<Build>>,
+    snapshot_times: SnapshotTimes,
     /// Held by a view and by an installation: SQLite must have no connection to a database that
     /// is being replaced. In front of the readers' lock, so that reads go on while an
     /// installation waits for the end of a build.
@@ -71,13 +75,16 @@ impl StateMachine {
     ) -> Result<(StateMachine, Reader), StateError> {
         env.files.create_dir_all(dir).map_err(StateError::io("create", dir))?;
         let snapshots = SnapshotStore::open(&env.files, dir.join("snapshots"))?;
-        let build = build::worker(env, snapshots.clone(), config.snapshot_chunk_bytes);
+        let snapshot_times = SnapshotTimes::default();
+        let SnapshotTimes { built, installed } = snapshot_times.clone();
+        let build = build::worker(env, snapshots.clone(), config.snapshot_chunk_bytes, built);
         let mut writer = Writer::open(env, dir, config, hook, snapshots.clone())?;
         let shared = writer.shared();
         let reader = Reader { shared: Arc::clone(&shared), snapshots: snapshots.clone() };
+        let clock = Arc::clone(&env.clock);
         let apply = Worker::start(env, "apply", move |jobs| {
             for job in jobs.drain(..) {
-                work(&mut writer, job);
+                work(&mut writer, job, &*clock, &installed);
             }
         });
         let machine = StateMachine {
@@ -87,6 +94,7 @@ impl StateMachine {
             snapshots,
             apply,
             build: Arc::new(build),
+            snapshot_times,
             views: Arc::default(),
         };
         Ok((machine, reader))
@@ -97,6 +105,11 @@ impl StateMachine {
         self.snapshots.clone()
     }
 
+    /// How long snapshots took.
+    pub(crate) fn snapshot_times(&self) -> SnapshotTimes {
+        self.snapshot_times.clone()
+    }
+
     /// A snapshot holds what the database holds, without its indexes: it is smaller.
     fn has_room_for_a_snapshot(&self) -> Result<bool, StateError> {
         let free =
@@ -105,7 +118,7 @@ impl StateMachine {
     }
 }
 
-fn work(writer: &mut Writer, job: Job) {
+fn work(writer: &mut Writer, job: Job, clock: &dyn Clock, installed: &Histogram) {
     // If nobody waits for the end of a job any more, Raft was shut down.
     match job {
         Job::Apply { entries, responders, done } => match writer.apply(&entries) {
@@ -123,7 +136,10 @@ fn work(writer: &mut Writer, job: Job) {
             }
         },
         Job::Install { meta, file, done } => {
-            let _ = done.send(writer.install(&meta, file));
+            let begun = clock.now();
+            let result = writer.install(&meta, file);
+            installed.observe_time(clock.now().saturating_since(begun));
+            let _ = done.send(result);
         }
     }
 }

@@ -57,6 +57,7 @@ mod testing;
 
 use pygmy_protocol::invalidation::CacheKey;
 
+pub(crate) use build::SnapshotTimes;
 pub(crate) use error::StateError;
 pub(crate) use machine::StateMachine;
 pub(crate) use query::{Read, Reader};

@@ -55,6 +55,7 @@ fn reader() -> (Arc<Reader>, Queries) {
         secret: Secret::new("0123456789abcdef").unwrap(),
         limits: Limits { request_timeout_ms: 30_000, ..Limits::default() },
         counters,
+        flights_refused: Counter::default(),
     };
     reader.cache.open(10);
     reader.cache.renew(env.now() + LONG);
@@ -90,7 +91,7 @@ async fn all_who_miss_at_once_share_one_query() {
         assert_eq!(stock(read.await), 5);
     }
     assert!(queries.none_waits());
-    assert_eq!(reader.counters.misses.load(Relaxed), 50);
+    assert_eq!(reader.counters.misses.of(&Query::Item(seven())).get(), 50);
 }
 
 #[tokio::test]

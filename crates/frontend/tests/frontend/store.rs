@@ -30,6 +30,7 @@ use pygmy_protocol::{
     },
     invalidation::{CacheKey, FromCatalog, LEADER_URL, PATH, PROTOCOL, ToCatalog},
     item::{Item, ItemPage, TopicCount, Topics},
+    metrics::Metrics,
     order::{Order, OrderNumber},
 };
 use tokio::{sync::mpsc, task::JoinHandle};
@@ -301,11 +302,17 @@ async fn open_stream(State(app): State<App>, mut request: Request) -> Response {
 async fn listen(env: &Env, router: Router, shutdown: Shutdown) -> String {
     let listener = env.listen("127.0.0.1:0".parse().unwrap()).await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let probes = Probes { name: "store".into(), readiness: Readiness::new() };
+    let metrics = Metrics::new(env);
+    let probes = Probes {
+        name: "store".into(),
+        tier: "catalog",
+        readiness: Readiness::new(),
+        metrics: metrics.clone(),
+    };
     let limits = Limits::default();
     let router = wrap(router, env, &limits, &probes);
     let served = env.clone();
-    env.spawn(async move { serve(&served, listener, router, &limits, shutdown).await });
+    env.spawn(async move { serve(&served, listener, router, &limits, &metrics, shutdown).await });
     url
 }
 
@@ -350,6 +357,7 @@ impl FrontEnd {
             balancers: vec![Arc::new(Upstream::remote(env, balancer).unwrap())],
             heartbeat: Duration::from_secs(2),
             attempt_timeout: PATIENCE,
+            metrics: Metrics::new(env),
         };
         let (stopper, shutdown) = shutdown();
         let config = Config { server, catalogs, settings };

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
 use axum::{
@@ -10,14 +10,16 @@ use axum::{
     extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{self, get},
 };
 use http::{HeaderValue, StatusCode, header};
+use tower::{Layer, layer::layer_fn};
 
-use super::{Json, Limits};
+use super::{Json, Limits, measure::Route};
 use crate::{
     context::{REQUEST_ID, RequestContext},
     env::Env,
+    metrics::{self, Metrics},
     problem::{Code, Problem},
 };
 
@@ -75,25 +77,38 @@ impl Readiness {
     }
 }
 
-/// What `/livez` and `/readyz` answer from.
+/// What `/livez`, `/readyz` and `/metrics` answer from.
 #[derive(Clone)]
 pub struct Probes {
     /// The server's name.
     pub name: String,
+    /// Its job, as its requests are labelled with in the metrics.
+    pub tier: &'static str,
     /// Its readiness.
     pub readiness: Readiness,
+    /// The metrics of its process.
+    pub metrics: Metrics,
 }
 
 /// Puts the common layers and the probe routes around a tier's routes. To be called once per
 /// listener or in-process router.
 pub fn wrap(router: Router, env: &Env, limits: &Limits, probes: &Probes) -> Router {
-    let around = Around { env: env.clone(), limits: limits.clone() };
+    let Probes { tier, metrics, .. } = probes.clone();
+    let around = Arc::new(Around { env: env.clone(), limits: limits.clone(), tier, metrics });
+    // Put around each endpoint on its own: so that each keeps its route's measures.
+    let around_endpoint = layer_fn(move |inner: routing::Route| {
+        let endpoint = Endpoint { around: Arc::clone(&around), route: OnceLock::new() };
+        middleware::from_fn_with_state(Arc::new(endpoint), around_request).layer(inner)
+    });
     router
         .route("/livez", get(livez))
         .route("/readyz", get(readyz).with_state(probes.clone()))
+        .route("/metrics", get(metrics_text).with_state(probes.metrics.clone()))
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(middleware::from_fn_with_state(Arc::new(around), around_request))
+        .layer(around_endpoint)
+        // Builds all endpoints now; else those without a state are built anew for each request.
+        .with_state(())
 }
 
 async fn livez() -> &'static str {
@@ -106,6 +121,11 @@ async fn readyz(State(probes): State<Probes>) -> Response {
     let ready = status == StatusCode::OK;
     Json(status, serde_json::json!({ "name": probes.name, "ready": ready, "reasons": reasons }))
         .into_response()
+}
+
+/// `GET /metrics`, also for routes that are not wrapped.
+pub async fn metrics_text(State(metrics): State<Metrics>) -> Response {
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.text()).into_response()
 }
 
 async fn unknown_route(request: Request) -> Problem {
@@ -135,14 +155,25 @@ pub(super) fn name_allowed_methods(mut response: Response) -> Response {
 struct Around {
     env: Env,
     limits: Limits,
+    tier: &'static str,
+    metrics: Metrics,
+}
+
+/// What is around one endpoint.
+struct Endpoint {
+    around: Arc<Around>,
+    /// Known since its first request.
+    route: OnceLock<Arc<Route>>,
 }
 
 async fn around_request(
-    State(around): State<Arc<Around>>,
+    State(endpoint): State<Arc<Endpoint>>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let Around { env, limits } = &*around;
+    let Around { env, limits, tier, metrics } = &*endpoint.around;
+    let route = endpoint.route.get_or_init(|| metrics.routes().find(tier, &request));
+    let in_flight = route.begin();
     // In-process calls bring their context along; from a socket it is in the headers.
     let context = match request.extensions().get::<RequestContext>() {
         Some(context) => context.clone(),
@@ -161,8 +192,10 @@ async fn around_request(
         request.extensions_mut().insert(context.clone());
         next.run(request).await
     };
+    let took = env.now().saturating_since(begun);
+    in_flight.answered(response.status(), took);
     if let Some(line) = line {
-        let ms = env.now().saturating_since(begun).as_secs_f64() * 1e3;
+        let ms = took.as_secs_f64() * 1e3;
         let id = context.id.to_str().unwrap_or_default();
         tracing::debug!(request_id = id, status = response.status().as_u16(), ms, "{line}");
     }

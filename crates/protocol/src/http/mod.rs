@@ -1,20 +1,22 @@
 //! Serving HTTP: the listener loop, and what every server does around its routes.
 //!
 //! [`serve()`] takes connections until it is told to stop and then drains them. [`wrap`] puts the
-//! common layers around a tier's routes: header limits, request id and deadline, the log line,
-//! `Cache-Control`, and problems for unknown routes and methods. [`internal`] lets only callers
+//! common layers around a tier's routes: header limits, request id and deadline, the log line and
+//! the metrics, `Cache-Control`, and problems for unknown routes and methods. [`internal`] lets only callers
 //! with the cluster's secret through.
 
 mod auth;
 mod body;
 mod layers;
+mod measure;
 mod serve;
 mod tier;
 mod upgrade;
 
 pub use auth::{Secret, internal};
 pub use body::{Json, empty_body, json_body, read_body};
-pub use layers::{Probes, Readiness, wrap};
+pub use layers::{Probes, Readiness, metrics_text, wrap};
+pub(crate) use measure::Routes;
 pub use serve::{Shutdown, Stopper, serve, shutdown};
 pub use tier::{Fatal, Tier, run_tasks};
 pub use upgrade::{Upgraded, accept_upgrade};

@@ -19,6 +19,7 @@ use tower::ServiceExt;
 use super::{Limits, layers::name_allowed_methods};
 use crate::{
     env::{Connection, Env, Listener},
+    metrics::Metrics,
     problem::Problem,
 };
 
@@ -65,15 +66,19 @@ impl Shutdown {
 }
 
 /// Serves `router` on `listener` until `shutdown`, then takes no new connections and returns
-/// when the requests in flight are answered, or after `drain_timeout_ms`.
+/// when the requests in flight are answered, or after `drain_timeout_ms`. Its connections are
+/// counted in `metrics`.
 pub async fn serve(
     env: &Env,
     mut listener: Box<dyn Listener>,
     router: Router,
     limits: &Limits,
+    metrics: &Metrics,
     mut shutdown: Shutdown,
 ) {
     let open = Arc::new(AtomicUsize::new(0));
+    metrics.watch_connections(&open);
+    let turned_away = metrics.rejections("max_connections");
     let (alive, mut all_closed) = tokio::sync::mpsc::channel::<Infallible>(1);
     loop {
         let accepted = tokio::select! {
@@ -90,6 +95,7 @@ pub async fn serve(
             }
         };
         if open.load(Ordering::Relaxed) >= limits.max_connections {
+            turned_away.inc();
             tracing::warn!(max_connections = limits.max_connections, "a connection is turned away");
             env.spawn(turn_away(connection));
             continue;

@@ -5,7 +5,10 @@ use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::task::JoinHandle;
 
 use super::{Limits, Shutdown, serve};
-use crate::env::{Env, Listener};
+use crate::{
+    env::{Env, Listener},
+    metrics::Metrics,
+};
 
 /// Why a server cannot go on. It must exit: whoever watches it starts it again.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +20,8 @@ pub struct Fatal(pub String);
 pub struct Tier {
     /// All routes of the tier, with the common layers around them.
     pub router: Router,
+    /// The metrics of the process.
+    pub metrics: Metrics,
     /// Each ends after shutdown, or with an error that ends the server.
     pub tasks: Vec<JoinHandle<Result<(), Fatal>>>,
     /// These work until the process ends, also while it drains; one that ends, ends the server.
@@ -36,7 +41,7 @@ impl Tier {
         limits: &Limits,
         shutdown: Shutdown,
     ) -> Result<(), Fatal> {
-        let serving = serve(env, listener, self.router, limits, shutdown);
+        let serving = serve(env, listener, self.router, limits, &self.metrics, shutdown);
         run_tasks(self.tasks, self.background, serving).await
     }
 }

@@ -17,7 +17,8 @@ use pygmy_client::{Call, LocalPlace, Upstream};
 use pygmy_protocol::{
     Code, Env, Problem, RequestContext,
     env::Listener,
-    http::{Fatal, Json, Shutdown, Tier, run_tasks, serve},
+    http::{Fatal, Json, Shutdown, Tier, metrics_text, run_tasks, serve},
+    metrics::Metrics,
     registration::Role,
 };
 
@@ -45,12 +46,13 @@ pub(super) async fn run(
         place.fill(tier.router);
     }
     let limits = &tiers.config.document().limits;
-    let inside = internal_routes(env, &tiers.server.name, &places);
+    let metrics = &tiers.metrics;
+    let inside = internal_routes(env, &tiers.server.name, &places, metrics);
     let outside = router_of(&places, Role::Frontend);
     let serving = async {
         tokio::join!(
-            serve(env, internal, inside, limits, stopped.clone()),
-            serve(env, public, outside, limits, stopped.clone()),
+            serve(env, internal, inside, limits, metrics, stopped.clone()),
+            serve(env, public, outside, limits, metrics, stopped.clone()),
         );
     };
     run_tasks(tasks, background, serving).await
@@ -98,7 +100,12 @@ fn router_of(places: &BTreeMap<Role, LocalPlace>, role: Role) -> Router {
     places.get(&role).map(LocalPlace::router).unwrap_or_default()
 }
 
-fn internal_routes(env: &Env, name: &str, places: &BTreeMap<Role, LocalPlace>) -> Router {
+fn internal_routes(
+    env: &Env,
+    name: &str,
+    places: &BTreeMap<Role, LocalPlace>,
+    metrics: &Metrics,
+) -> Router {
     let readyz = {
         let parts = Arc::new(parts(env, places));
         let (env, name) = (env.clone(), name.to_owned());
@@ -107,6 +114,7 @@ fn internal_routes(env: &Env, name: &str, places: &BTreeMap<Role, LocalPlace>) -
     let mut router = Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics_text).with_state(metrics.clone()))
         .fallback(unknown_route);
     for role in places.keys() {
         // As a service and not as a nest: the tier's own fallback and layers stay what they are.

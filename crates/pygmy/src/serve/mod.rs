@@ -5,6 +5,7 @@
 //! until the parent is gone; `all` runs the four tiers in one process ([`all`]).
 
 mod all;
+mod process;
 mod tiers;
 
 use std::{io, net::SocketAddr, path::Path, sync::Arc};
@@ -14,6 +15,7 @@ use pygmy_protocol::{
     Env,
     env::{Listener, Wake},
     http::{Fatal, Secret, Shutdown, Stopper, shutdown},
+    metrics::Metrics,
     registration::Role,
 };
 
@@ -81,7 +83,9 @@ async fn serve(
     let _watching = stop_with_parent.then(|| watch_parent(env, stopper));
     let (name, role) = (server.name.clone(), server.role);
     tracing::info!(name, %role, listen = %server.listen, url = server.base_url(), "serving");
-    let tiers = Tiers { env: env.clone(), config, server, secret };
+    let metrics = Metrics::new(env);
+    process::register(&metrics);
+    let tiers = Tiers { env: env.clone(), config, server, secret, metrics };
     match listeners.run(tiers, stopped).await {
         Ok(()) => {
             tracing::info!(name, "stopped");
@@ -134,7 +138,8 @@ pub async fn run_server(
     let config = Arc::new(Config::parse(path, text, &Settings::default())?);
     let server = config.server(name).with_context(|| format!("there is no server {name}"))?.clone();
     let listeners = Listeners::bind(env, &server).await?;
-    Ok(listeners.run(Tiers { env: env.clone(), config, server, secret }, stopped).await?)
+    let metrics = Metrics::new(env);
+    Ok(listeners.run(Tiers { env: env.clone(), config, server, secret, metrics }, stopped).await?)
 }
 
 async fn run_tier(

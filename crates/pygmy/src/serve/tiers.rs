@@ -6,6 +6,7 @@ use pygmy_client::{LocalRouter, ServerConfig, Upstream};
 use pygmy_protocol::{
     Env,
     http::{Fatal, Secret},
+    metrics::Metrics,
     registration::Role,
 };
 
@@ -17,6 +18,7 @@ pub(super) struct Tiers {
     pub(super) config: Arc<Config>,
     pub(super) server: ServerEntry,
     pub(super) secret: Secret,
+    pub(super) metrics: Metrics,
 }
 
 impl Tiers {
@@ -70,6 +72,7 @@ impl Tiers {
             balancers: self.balancers(local)?,
             heartbeat: Duration::from_millis(document.cluster.heartbeat_ms),
             attempt_timeout: Duration::from_millis(document.cluster.attempt_timeout_ms),
+            metrics: self.metrics.clone(),
         })
     }
 

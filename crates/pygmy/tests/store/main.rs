@@ -5,10 +5,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it is surprised")]
 #![allow(clippy::disallowed_methods, reason = "tests run on the real machine")]
 
+mod exposition;
 mod harness;
 
 mod bad_input;
 mod command_line;
 mod demo;
 mod failures;
+mod metrics;
 mod selling;

@@ -1,6 +1,6 @@
 //! What the log does while nothing goes wrong, and when the disk is full or broken.
 
-use std::{io::ErrorKind, sync::atomic::Ordering};
+use std::io::ErrorKind;
 
 use super::*;
 
@@ -31,11 +31,11 @@ fn entries_are_readable_before_they_are_durable() {
 fn appends_that_wait_share_one_fsync() {
     let disk = FakeDisk::default();
     let mut log = Log::open_with(&disk, LogConfig::default()).unwrap();
-    let before = log.store.figures().fsyncs.load(Ordering::Relaxed);
+    let before = log.store.figures().fsync.count();
     let flushed: Vec<Flushed> =
         (0..50).map(|index| log.submit(&entries([index])).unwrap()).collect();
     log.worker.step();
-    assert_eq!(log.store.figures().fsyncs.load(Ordering::Relaxed), before + 1);
+    assert_eq!(log.store.figures().fsync.count(), before + 1);
     for mut flushed in flushed {
         flushed.try_recv().unwrap().unwrap();
     }
