@@ -280,6 +280,38 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_stops_getting_traffic_is_counted_once_by_its_cause() {
+        let table = Table::new();
+        let ejected = || {
+            let counters = table.registry.counters();
+            let by = [&counters.ejected_by_breaker, &counters.ejected_silent];
+            [by[0].get(), by[1].get(), counters.ejected_unready.get()]
+        };
+        let fails = |times: u64| {
+            let (server, now) = (table.registry.find("a").unwrap(), table.registry.env.now());
+            (0..times).for_each(|_| server.unanswered(now));
+        };
+        let failures = Settings::default().breaker_failures;
+        table.register(&order("a"));
+        fails(failures - 1);
+        assert_eq!(ejected(), [0, 0, 0]);
+        // What was on its way when it was set aside is no second ejection.
+        fails(3);
+        assert_eq!(ejected(), [1, 0, 0]);
+        table.register(&Registration { ready: false, ..order("a") });
+        table.register(&Registration { ready: false, ..order("a") });
+        assert_eq!(ejected(), [1, 0, 1]);
+        table.register(&order("a"));
+        table.advance_ms(3001);
+        table.registry.sweep();
+        table.registry.sweep();
+        assert_eq!(ejected(), [1, 1, 1]);
+        assert_eq!(table.registry.counters().registrations.get(), 1);
+        table.register(&Registration { nonce: "second".to_owned(), ..order("a") });
+        assert_eq!(table.registry.counters().registrations.get(), 2);
+    }
+
+    #[test]
     fn an_expired_server_is_listed_for_a_while_and_then_forgotten() {
         let table = Table::with(Settings { forget_after_ms: 10_000, ..Settings::default() });
         table.register(&order("a"));

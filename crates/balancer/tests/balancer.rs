@@ -154,6 +154,15 @@ async fn without_retry_budget_there_is_one_attempt() {
     let answer = balancer.post("/buy/1", "k").await;
     assert_eq!(answer.problem(), Problem::unavailable("busy"));
     assert_eq!(servers.iter().map(|server| server.asked().len()).sum::<usize>(), 1);
+    let answer = balancer.get("/metrics").await;
+    let metrics = text(&answer);
+    for line in [
+        "pygmy_balancer_retries_total{role=\"order\"} 0",
+        "pygmy_balancer_retries_refused_total{role=\"order\"} 1",
+        "pygmy_balancer_registered_servers{role=\"order\"} 2",
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+    }
 }
 
 #[tokio::test]

@@ -131,3 +131,35 @@ fn view(raft: &CatalogRaft, lease: Duration) -> Result<View, Fatal> {
     let initialised = membership.nodes().next().is_some();
     Ok(View { now: Leadership { term, initialised, leader }, leads_term, has_quorum })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::SnapshotTimes;
+
+    fn view(term: u64, leader: Option<u64>) -> Leadership {
+        let leader = leader.map(|id| Leader {
+            id,
+            name: format!("catalog-{id}"),
+            url: format!("http://catalog-{id}:1"),
+            is_me: false,
+        });
+        Leadership { term, initialised: true, leader }
+    }
+
+    #[test]
+    fn elections_and_changes_of_leader_count_from_the_start_of_the_process() {
+        let (mut seen, measures) = (Seen::default(), Measures::new(SnapshotTimes::default()));
+        let mut count = |term, leader| {
+            seen.count(&view(term, leader), &measures);
+            (measures.elections.get(), measures.leader_changes.get())
+        };
+        assert_eq!(count(7, None), (0, 0), "terms from before");
+        assert_eq!(count(7, Some(1)), (0, 0), "the first one known is no change");
+        assert_eq!(count(7, None), (0, 0));
+        assert_eq!(count(7, Some(1)), (0, 0), "the same one again");
+        assert_eq!(count(10, None), (3, 0), "terms that passed unseen are elections");
+        assert_eq!(count(10, Some(2)), (3, 1));
+        assert_eq!(count(11, Some(2)), (4, 2), "elected again: it had lost its leadership");
+    }
+}
