@@ -160,6 +160,7 @@ mod tests {
     use http::Request;
     use tower::ServiceExt;
 
+    use super::*;
     use crate::{
         env::Env,
         http::{Limits, Probes, Readiness, wrap},
@@ -237,6 +238,21 @@ mod tests {
         assert_eq!(series(), before);
         let labels = ["route=\"unknown\"", "status=\"404\""];
         assert_eq!(value(&metrics, "pygmy_http_requests_total", &labels), Some(301));
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_looks_its_route_up_once() {
+        let env = Env::production();
+        let metrics = Metrics::new(&env);
+        let router = tier(&env, &metrics);
+        for path in ["/lookup/7", "/lookup/8", "/nowhere", "/nowhere/else"] {
+            router.clone().oneshot(request(path)).await.unwrap();
+        }
+        let routes = metrics.routes().0.lock().unwrap();
+        let templates: Vec<_> = routes.iter().map(|route| &*route.template).collect();
+        assert_eq!(templates, ["/lookup/{item}", UNKNOWN_ROUTE]);
+        // The list has one, and the endpoint has kept one.
+        assert!(routes.iter().all(|route| Arc::strong_count(route) == 2));
     }
 
     #[tokio::test]
