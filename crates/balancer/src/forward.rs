@@ -17,7 +17,7 @@ use pygmy_client::{Answer, Attempts, Call, Failure, ServerConfig};
 use pygmy_protocol::{
     Env, IdempotencyKey, Problem, RequestContext,
     context::{IDEMPOTENCY_KEY, key_of, key_value},
-    http::{Limits, Secret, read_body},
+    http::{Limits, Secret, read_body, read_body_up_to},
     metrics::Counter,
     registration::Role,
 };
@@ -93,10 +93,12 @@ impl Forwarder {
     }
 
     /// Passes `request` on to a server of `role` and gives its answer back as it is. The answer to
-    /// a change carries the key that was in effect.
+    /// a change carries the key that was in effect. `max_body_bytes` stands in for the configured
+    /// limit.
     pub(crate) async fn forward(
         &self,
         role: Role,
+        max_body_bytes: Option<usize>,
         context: RequestContext,
         request: Request,
     ) -> Response {
@@ -110,7 +112,7 @@ impl Forwarder {
             Ok(key) => key,
             Err(problem) => return problem.into_response(),
         };
-        let answer = match self.call(context, key.as_ref(), request).await {
+        let answer = match self.call(context, key.as_ref(), max_body_bytes, request).await {
             Ok(call) => self.deliver(role, &call).await,
             Err(problem) => problem.into(),
         };
@@ -134,10 +136,14 @@ impl Forwarder {
         &self,
         context: RequestContext,
         key: Option<&IdempotencyKey>,
+        max_body_bytes: Option<usize>,
         request: Request,
     ) -> Result<Call, Problem> {
         let (parts, body) = request.into_parts();
-        let body = read_body(&self.env, &context, &self.limits, body).await?;
+        let body = match max_body_bytes {
+            None => read_body(&self.env, &context, &self.limits, body).await?,
+            Some(max) => read_body_up_to(&self.env, &context, max, body).await?,
+        };
         let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
         let mut call = Call::new(parts.method, target, context).with_secret(&self.secret);
         copy(&FORWARDED, &parts.headers, &mut call.headers);

@@ -14,6 +14,7 @@ use pygmy_client::ServerConfig;
 use pygmy_protocol::{
     Code, Env, Problem, RequestContext,
     http::{Json, Readiness, json_body, read_body},
+    import::MAX_ITEMS_BODY_BYTES,
     registration::{Health, Registration, Role, ServerStatus, Servers},
 };
 
@@ -21,19 +22,23 @@ use crate::{forward::Forwarder, registry::Registry};
 
 /// First segments of forwarded paths. The `update_replica` routes of the reference design go
 /// along: the catalog says what has replaced them.
-const FORWARDED: [(&str, Role); 11] = [
+const FORWARDED: [(&str, Role); 12] = [
     ("query", Role::Catalog),
     ("topics", Role::Catalog),
     ("updateStock", Role::Catalog),
     ("reduceStock", Role::Catalog),
     ("updateCost", Role::Catalog),
     ("purchases", Role::Catalog),
+    ("items", Role::Catalog),
     ("update_replica", Role::Catalog),
     ("update_replica_stock", Role::Catalog),
     ("update_replica_cost", Role::Catalog),
     ("buy", Role::Order),
     ("orders", Role::Order),
 ];
+
+/// Those of them that take whole items, with a limit of their own for the body.
+const WITH_ITEMS: [&str; 1] = ["items"];
 
 pub(crate) struct Routes {
     pub(crate) env: Env,
@@ -50,10 +55,11 @@ impl Routes {
             .route("/register/{name}", delete(leave))
             .route("/servers", get(servers));
         for (segment, role) in FORWARDED {
+            let own_limit = WITH_ITEMS.contains(&segment).then_some(MAX_ITEMS_BODY_BYTES);
             let forward = move |State(routes): State<Arc<Routes>>,
                                 context: RequestContext,
                                 request: Request| async move {
-                routes.forwarder.forward(role, context, request).await
+                routes.forwarder.forward(role, own_limit, context, request).await
             };
             for path in [format!("/{segment}"), format!("/{segment}/{{*rest}}")] {
                 router = router.route(&path, any(forward));

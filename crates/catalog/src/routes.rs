@@ -9,12 +9,14 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{any, get, post},
 };
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use pygmy_protocol::{
     Code, Problem, RequestContext,
     command::{Command, Outcome, Request as Change},
     context::{IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, LOG_INDEX, key_of, key_value},
-    http::{Json, accept_upgrade, empty_body, internal, json_body, read_body},
+    http::{Json, accept_upgrade, empty_body, internal, json_body, read_body, read_body_up_to},
+    import::{ItemsAdded, ItemsBody, MAX_ITEMS_BODY_BYTES},
     invalidation,
     item::{ItemNumber, MAX_TEXT_BYTES, PageRequest, parse_value, parse_whole_number},
     order::{BuyBody, Order, OrderNumber, Purchase, unknown_order},
@@ -47,6 +49,7 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route("/updateStock/{item}/{value}", post(update_stock))
         .route("/reduceStock/{item}", post(reduce_stock))
         .route("/updateCost/{item}/{value}", post(update_cost))
+        .route("/items", post(add_items))
         .route("/update_replica/{item}", any(replaced))
         .route("/update_replica_stock/{item}/{value}", any(replaced))
         .route("/update_replica_cost/{item}/{value}", any(replaced))
@@ -199,6 +202,16 @@ async fn update(
     change(shared, context, &headers, command).await
 }
 
+async fn add_items(
+    State(shared): Replica,
+    context: RequestContext,
+    request: Request,
+) -> Result<Response, Problem> {
+    let (headers, body) = split(request);
+    let ItemsBody { items } = read_items(&shared, &context, &headers, body).await?;
+    change(&shared, &context, &headers, Command::AddItems { items }).await
+}
+
 /// Has `command` done under the request's key.
 async fn change(
     shared: &Shared,
@@ -231,7 +244,9 @@ fn outcome_response(outcome: Outcome) -> Response {
             response
         }
         Outcome::Updated { item, replayed } => replayable(replayed, Json(StatusCode::OK, item)),
-        // Only bootstraps add items so far, and they have an answer of their own.
+        Outcome::Added { items, replayed } => {
+            replayable(replayed, Json(StatusCode::OK, ItemsAdded { items }))
+        }
         _ => Problem::outcome_unknown("an outcome of another kind").into_response(),
     }
 }
@@ -339,7 +354,23 @@ async fn read_json<T: DeserializeOwned>(
     body: Body,
 ) -> Result<T, Problem> {
     let bytes = read_body(&shared.env, context, &shared.server.limits, body).await?;
-    json_body(headers, &bytes)?;
-    serde_json::from_slice(&bytes)
+    parse_json(headers, &bytes)
+}
+
+async fn read_items(
+    shared: &Shared,
+    context: &RequestContext,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<ItemsBody, Problem> {
+    let bytes = read_body_up_to(&shared.env, context, MAX_ITEMS_BODY_BYTES, body).await?;
+    let body: ItemsBody = parse_json(headers, &bytes)?;
+    body.check()?;
+    Ok(body)
+}
+
+fn parse_json<T: DeserializeOwned>(headers: &HeaderMap, bytes: &Bytes) -> Result<T, Problem> {
+    json_body(headers, bytes)?;
+    serde_json::from_slice(bytes)
         .map_err(|e| Problem::new(Code::BadBody, format!("the body is not as expected: {e}")))
 }

@@ -270,6 +270,39 @@ async fn updates_answer_with_the_item_and_the_old_routes_say_what_replaced_them(
 }
 
 #[tokio::test]
+async fn items_are_added_once_and_at_once() {
+    let cluster = Cluster::with_an_item(Settings::default()).await;
+    let items = |numbers: std::ops::RangeInclusive<u64>, title: &str| {
+        let item = |n: u64| serde_json::json!({"itemNumber": n, "title": title, "topic": "t", "stock": n, "cost": 1});
+        serde_json::json!({ "items": numbers.map(item).collect::<Vec<_>>() })
+    };
+    let add = |body: &serde_json::Value| {
+        cluster.call(Method::POST, "/items").with_key(&"add".parse().unwrap()).with_json(body)
+    };
+    // The longest there are: far over what other bodies may have.
+    let body = items(1..=1000, &"t".repeat(500));
+    for (replica, replayed) in [(0, false), (1, true)] {
+        let answer = cluster.send(replica, add(&body)).await;
+        assert_eq!(answer.headers.contains_key("idempotency-replayed"), replayed);
+        // Item 7 is there already, and stays as it is.
+        assert_eq!(answer.json::<serde_json::Value>().unwrap(), serde_json::json!({"items": 999}));
+    }
+    let item: Item = cluster.get(2, "/query/1000").await.json().unwrap();
+    assert_eq!((item.stock, item.topic.as_str()), (1000, "t"));
+    assert_eq!(cluster.get(2, "/query/7").await.json::<Item>().unwrap().stock, 20);
+    for (body, code) in [
+        (items(1..=1001, "x"), Code::BadValue),
+        (items(1..=1, ""), Code::BadValue),
+        (serde_json::json!({ "items": [] }), Code::BadValue),
+        (serde_json::json!({ "item": [] }), Code::BadBody),
+        (items(1..=1000, &"x".repeat(5000)), Code::BodyTooLarge),
+    ] {
+        assert_eq!(cluster.send(0, add(&body)).await.problem().code, code);
+    }
+    assert_eq!(cluster.get(0, "/verify").await.status, 200);
+}
+
+#[tokio::test]
 async fn a_cluster_is_made_once() {
     let cluster = Cluster::with_an_item(Settings::default()).await;
     assert_eq!(cluster.buy(0, "one").await.status, 201);

@@ -17,6 +17,7 @@ pub mod http;
 pub mod metrics;
 
 pub mod context;
+pub mod import;
 pub mod item;
 pub mod key;
 pub mod order;

@@ -26,17 +26,35 @@ pub async fn read_body(
     limits: &Limits,
     body: Body,
 ) -> Result<Bytes, Problem> {
+    let read = read_body_up_to(env, context, limits.max_body_bytes, body).await;
+    read.map_err(|problem| match problem.code {
+        Code::BodyTooLarge => {
+            Problem::new(problem.code, format!("{} (max_body_bytes)", problem.detail))
+        }
+        _ => problem,
+    })
+}
+
+/// Reads a whole body of at most `max_bytes`, for the routes that have a limit of their own.
+///
+/// # Errors
+/// As [`read_body`].
+pub async fn read_body_up_to(
+    env: &Env,
+    context: &RequestContext,
+    max_bytes: usize,
+    body: Body,
+) -> Result<Bytes, Problem> {
     // Most requests have no body; they need no timer.
     if http_body::Body::is_end_stream(&body) {
         return Ok(Bytes::new());
     }
-    let limited = Limited::new(body, limits.max_body_bytes).collect();
+    let limited = Limited::new(body, max_bytes).collect();
     match env.timeout(context.remaining(env), limited).await {
         Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Problem::new(
-            Code::BodyTooLarge,
-            format!("a body may have {} bytes (max_body_bytes)", limits.max_body_bytes),
-        )),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(Problem::new(Code::BodyTooLarge, format!("a body may have {max_bytes} bytes")))
+        }
         Ok(Err(error)) => Err(Problem::new(Code::BadBody, format!("the body broke off: {error}"))),
         Err(_) => Err(Problem::unavailable("the body did not arrive in time")),
     }

@@ -14,7 +14,7 @@ mod tier;
 mod upgrade;
 
 pub use auth::{Secret, internal};
-pub use body::{Json, empty_body, json_body, read_body};
+pub use body::{Json, empty_body, json_body, read_body, read_body_up_to};
 pub use layers::{Probes, Readiness, metrics_text, wrap};
 pub(crate) use measure::Routes;
 pub use serve::{Shutdown, Stopper, serve, shutdown};
