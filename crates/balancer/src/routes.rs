@@ -22,7 +22,7 @@ use crate::{forward::Forwarder, registry::Registry};
 
 /// First segments of forwarded paths. The `update_replica` routes of the reference design go
 /// along: the catalog says what has replaced them.
-const FORWARDED: [(&str, Role); 12] = [
+const FORWARDED: [(&str, Role); 13] = [
     ("query", Role::Catalog),
     ("topics", Role::Catalog),
     ("updateStock", Role::Catalog),
@@ -30,6 +30,7 @@ const FORWARDED: [(&str, Role); 12] = [
     ("updateCost", Role::Catalog),
     ("purchases", Role::Catalog),
     ("items", Role::Catalog),
+    ("imports", Role::Catalog),
     ("update_replica", Role::Catalog),
     ("update_replica_stock", Role::Catalog),
     ("update_replica_cost", Role::Catalog),
@@ -38,7 +39,7 @@ const FORWARDED: [(&str, Role); 12] = [
 ];
 
 /// Those of them that take whole items, with a limit of their own for the body.
-const WITH_ITEMS: [&str; 1] = ["items"];
+const WITH_ITEMS: [&str; 2] = ["items", "imports"];
 
 pub(crate) struct Routes {
     pub(crate) env: Env,

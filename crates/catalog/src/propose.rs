@@ -125,10 +125,12 @@ pub(crate) async fn run_batches(shared: Arc<Shared>, mut queue: mpsc::Receiver<W
         for _ in 0..YIELDS {
             tokio::task::yield_now().await;
         }
+        let mut weight = first.request.command.weight();
         let mut batch = vec![first];
-        while batch.len() < most
+        while weight < most
             && let Ok(next) = queue.try_recv()
         {
+            weight += next.request.command.weight();
             batch.push(next);
         }
         let shared = Arc::clone(&shared);

@@ -1,5 +1,7 @@
 //! The catalog's routes.
 
+mod items;
+
 use std::sync::Arc;
 
 use axum::{
@@ -15,8 +17,8 @@ use pygmy_protocol::{
     Code, Problem, RequestContext,
     command::{Command, Outcome, Request as Change},
     context::{IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, LOG_INDEX, key_of, key_value},
-    http::{Json, accept_upgrade, empty_body, internal, json_body, read_body, read_body_up_to},
-    import::{ItemsAdded, ItemsBody, MAX_ITEMS_BODY_BYTES},
+    http::{Json, accept_upgrade, empty_body, internal, json_body, read_body},
+    import::{ImportProgress, ItemsAdded},
     invalidation,
     item::{ItemNumber, MAX_TEXT_BYTES, PageRequest, parse_value, parse_whole_number},
     order::{BuyBody, Order, OrderNumber, Purchase, unknown_order},
@@ -49,7 +51,6 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route("/updateStock/{item}/{value}", post(update_stock))
         .route("/reduceStock/{item}", post(reduce_stock))
         .route("/updateCost/{item}/{value}", post(update_cost))
-        .route("/items", post(add_items))
         .route("/update_replica/{item}", any(replaced))
         .route("/update_replica_stock/{item}/{value}", any(replaced))
         .route("/update_replica_cost/{item}/{value}", any(replaced))
@@ -58,6 +59,7 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route("/bootstrap", post(make_cluster))
         .route(peer::PATH, get(peer_connection))
         .route(invalidation::PATH, get(invalidation_stream))
+        .merge(items::routes())
         .with_state(shared);
     internal(routes, &secret)
 }
@@ -202,16 +204,6 @@ async fn update(
     change(shared, context, &headers, command).await
 }
 
-async fn add_items(
-    State(shared): Replica,
-    context: RequestContext,
-    request: Request,
-) -> Result<Response, Problem> {
-    let (headers, body) = split(request);
-    let ItemsBody { items } = read_items(&shared, &context, &headers, body).await?;
-    change(&shared, &context, &headers, Command::AddItems { items }).await
-}
-
 /// Has `command` done under the request's key.
 async fn change(
     shared: &Shared,
@@ -246,6 +238,9 @@ fn outcome_response(outcome: Outcome) -> Response {
         Outcome::Updated { item, replayed } => replayable(replayed, Json(StatusCode::OK, item)),
         Outcome::Added { items, replayed } => {
             replayable(replayed, Json(StatusCode::OK, ItemsAdded { items }))
+        }
+        Outcome::Imported { items, replayed } => {
+            replayable(replayed, Json(StatusCode::OK, ImportProgress { items }))
         }
         _ => Problem::outcome_unknown("an outcome of another kind").into_response(),
     }
@@ -355,18 +350,6 @@ async fn read_json<T: DeserializeOwned>(
 ) -> Result<T, Problem> {
     let bytes = read_body(&shared.env, context, &shared.server.limits, body).await?;
     parse_json(headers, &bytes)
-}
-
-async fn read_items(
-    shared: &Shared,
-    context: &RequestContext,
-    headers: &HeaderMap,
-    body: Body,
-) -> Result<ItemsBody, Problem> {
-    let bytes = read_body_up_to(&shared.env, context, MAX_ITEMS_BODY_BYTES, body).await?;
-    let body: ItemsBody = parse_json(headers, &bytes)?;
-    body.check()?;
-    Ok(body)
 }
 
 fn parse_json<T: DeserializeOwned>(headers: &HeaderMap, bytes: &Bytes) -> Result<T, Problem> {

@@ -10,6 +10,7 @@ use pygmy_client::{Answer, Call, ServerConfig, Upstream, upgrade::upgrade};
 use pygmy_protocol::{
     Code, Env, IdempotencyKey, RequestContext, frame,
     http::{Limits, Secret, Stopper, shutdown},
+    import::UnfinishedImports,
     invalidation::{self, CacheKey, FromCatalog, ToCatalog},
     item::{Item, ItemPage},
     metrics::Metrics,
@@ -300,6 +301,56 @@ async fn items_are_added_once_and_at_once() {
         assert_eq!(cluster.send(0, add(&body)).await.problem().code, code);
     }
     assert_eq!(cluster.get(0, "/verify").await.status, 200);
+}
+
+#[tokio::test]
+async fn an_import_is_staged_through_any_replica_and_published_on_all() {
+    let cluster = Cluster::with_an_item(Settings::default()).await;
+    let item = |n: u64| serde_json::json!({"itemNumber": n, "title": "x", "topic": "t", "stock": n, "cost": 1});
+    let post = |replica: usize, target: &str, body: serde_json::Value| {
+        let call = cluster.call(Method::POST, target).with_json(&body);
+        cluster.send(replica, call)
+    };
+    let items = |answer: Answer| answer.json::<serde_json::Value>().unwrap()["items"].clone();
+    let part = |n: u64| serde_json::json!({ "items": [item(n)] });
+    for n in 0..3 {
+        let staged = post(n as usize, "/imports/i/items", part(10 + n)).await;
+        assert_eq!(items(staged), n + 1);
+    }
+    for replica in 0..3 {
+        let answer = cluster.get(replica, "/query/10").await;
+        assert_eq!(answer.problem().code, Code::UnknownItem);
+        let page: ItemPage = cluster.get(replica, "/items").await.json().unwrap();
+        assert_eq!(page.items.len(), 1);
+        let imports: UnfinishedImports = cluster.get(replica, "/imports").await.json().unwrap();
+        assert_eq!((imports.imports[0].id.as_str(), imports.imports[0].items), ("i", 3));
+    }
+    let refused = [
+        ("/imports/i/publish", serde_json::json!({"items": 4}), Code::ImportRefused),
+        ("/imports/i/publish", serde_json::json!({}), Code::BadBody),
+        ("/imports/i/items", part(7), Code::ItemExists),
+        ("/imports/j/items", part(11), Code::ItemExists),
+        ("/imports/j%20/items", part(20), Code::BadValue),
+        ("/items", part(10), Code::ItemExists),
+    ];
+    for (target, body, code) in refused {
+        assert_eq!(post(0, target, body).await.problem().code, code, "{target}");
+    }
+    let published = post(1, "/imports/i/publish", serde_json::json!({"items": 3})).await;
+    assert_eq!(items(published), 3);
+    for replica in 0..3 {
+        assert_eq!(cluster.get(replica, "/query/12").await.status, 200);
+        let page: ItemPage = cluster.get(replica, "/items?limit=2").await.json().unwrap();
+        assert_eq!((page.items.len(), page.next.as_deref()), (2, Some("a10")));
+    }
+    assert_eq!(items(post(2, "/imports/k/items", part(30)).await), 1);
+    assert_eq!(items(cluster.post(0, "/imports/k/discard").await), 0);
+    assert_eq!(post(1, "/imports/k/items", part(31)).await.problem().code, Code::ImportRefused);
+    let statuses = cluster.agreed().await;
+    assert!(statuses.iter().all(|s| s.state_hash == statuses[0].state_hash));
+    for replica in 0..3 {
+        assert_eq!(cluster.get(replica, "/verify").await.status, 200);
+    }
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    import::{ImportId, MAX_IMPORT_TOPICS, MAX_ITEMS, MAX_UNFINISHED_IMPORTS},
     item::{Item, ItemNumber},
     key::IdempotencyKey,
     order::Order,
@@ -59,6 +60,43 @@ pub enum Command {
         /// The items.
         items: Vec<Item>,
     },
+    /// Stage items for an import, which begins with its first ones; all or none, and no number
+    /// that exists. Nobody sees them before [`Command::PublishImport`].
+    StageItems {
+        /// Which import.
+        import: ImportId,
+        /// The items.
+        items: Vec<Item>,
+    },
+    /// Put everything that an import has staged on sale.
+    PublishImport {
+        /// Which import.
+        import: ImportId,
+        /// How many items it must have.
+        items: u64,
+    },
+    /// Drop what an import has staged, so much of it at a time as buys can wait for. Nothing can
+    /// be added to it from now on.
+    DiscardImport {
+        /// Which import.
+        import: ImportId,
+    },
+}
+
+impl Command {
+    /// How much work it is, in requests of the usual kind: the bound of what goes together in one
+    /// log entry and in one transaction.
+    pub fn weight(&self) -> usize {
+        match self {
+            Command::AddItems { items } | Command::StageItems { items, .. } => items.len().max(1),
+            Command::DiscardImport { .. } => MAX_ITEMS,
+            Command::Buy { .. }
+            | Command::ReduceStock { .. }
+            | Command::SetStock { .. }
+            | Command::SetCost { .. }
+            | Command::PublishImport { .. } => 1,
+        }
+    }
 }
 
 /// What a request came to.
@@ -99,6 +137,38 @@ pub enum Outcome {
     },
     /// The key belongs to another request.
     KeyReused,
+    /// Items were staged, published or discarded.
+    Imported {
+        /// How many items the import has now; after a discard, how many are left to be dropped.
+        items: u64,
+        /// As in [`Outcome::Ordered`].
+        replayed: bool,
+    },
+    /// An item with this number exists, or is in an import that is not published yet.
+    ItemExists {
+        /// The number.
+        item: ItemNumber,
+        /// The import that holds it.
+        import: Option<ImportId>,
+    },
+    /// The import cannot be done, or not now.
+    ImportRefused(ImportRefusal),
+}
+
+/// Why an import is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImportRefusal {
+    /// Too many others are neither published nor discarded.
+    TooMany,
+    /// It is published, discarded or being discarded, or there is none of this name.
+    NotOpen,
+    /// It has more or fewer items than it should have.
+    Incomplete {
+        /// How many it has.
+        items: u64,
+    },
+    /// Its items have too many topics.
+    TooManyTopics,
 }
 
 impl Outcome {
@@ -106,7 +176,10 @@ impl Outcome {
     pub fn problem(&self) -> Option<Problem> {
         use crate::problem::Code;
         match self {
-            Outcome::Ordered { .. } | Outcome::Updated { .. } | Outcome::Added { .. } => None,
+            Outcome::Ordered { .. }
+            | Outcome::Updated { .. }
+            | Outcome::Added { .. }
+            | Outcome::Imported { .. } => None,
             Outcome::UnknownItem { item } => Some(Problem::unknown_item(item)),
             Outcome::OutOfStock => Some(Problem::out_of_stock()),
             Outcome::CostChanged { cost } => {
@@ -117,6 +190,34 @@ impl Outcome {
                 Code::IdempotencyKeyReused,
                 "this Idempotency-Key was used for a different request; use a fresh one",
             )),
+            Outcome::ItemExists { item, import: None } => {
+                Some(Problem::new(Code::ItemExists, format!("item {item} exists already")))
+            }
+            Outcome::ItemExists { item, import: Some(import) } => Some(Problem::new(
+                Code::ItemExists,
+                format!("item {item} is in the import {import}, which is not finished"),
+            )),
+            Outcome::ImportRefused(refusal) => {
+                Some(Problem::new(Code::ImportRefused, refusal.to_string()))
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for ImportRefusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ImportRefusal::TooMany => write!(
+                f,
+                "{MAX_UNFINISHED_IMPORTS} imports are not finished: publish or discard one first"
+            ),
+            ImportRefusal::NotOpen => {
+                f.write_str("the import is finished, is being discarded, or never began")
+            }
+            ImportRefusal::Incomplete { items } => write!(f, "the import has {items} items"),
+            ImportRefusal::TooManyTopics => {
+                write!(f, "an import may have {MAX_IMPORT_TOPICS} topics")
+            }
         }
     }
 }

@@ -1,4 +1,9 @@
-//! Many items at once: adding them, importing a whole file of them, reading them all.
+//! Many items at once: adding them, importing a whole file of them.
+//!
+//! An import is staged, up to [`MAX_ITEMS`] items at a time, and nobody sees any of it; then it is
+//! published, all at once, or discarded.
+
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,4 +51,94 @@ impl ItemsBody {
 pub struct ItemsAdded {
     /// How many of the items are new.
     pub items: u64,
+}
+
+/// Most imports that are neither published nor discarded: their items take room and numbers.
+pub const MAX_UNFINISHED_IMPORTS: usize = 4;
+/// Most topics of one import: publishing counts each of them, while buys wait.
+pub const MAX_IMPORT_TOPICS: usize = 10_000;
+/// Longest name of an import.
+const MAX_ID_BYTES: usize = 64;
+
+/// Names an import: 1 to 64 ASCII letters, digits and `-`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ImportId(String);
+
+impl ImportId {
+    /// The characters.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ImportId {
+    type Err = Problem;
+
+    fn from_str(text: &str) -> Result<ImportId, Problem> {
+        let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if plain && (1..=MAX_ID_BYTES).contains(&text.len()) {
+            return Ok(ImportId(text.to_owned()));
+        }
+        let detail =
+            format!("the name of an import has 1 to {MAX_ID_BYTES} ASCII letters, digits and -");
+        Err(Problem::new(Code::BadValue, detail))
+    }
+}
+
+impl TryFrom<String> for ImportId {
+    type Error = Problem;
+
+    fn try_from(text: String) -> Result<ImportId, Problem> {
+        text.parse()
+    }
+}
+
+impl From<ImportId> for String {
+    fn from(id: ImportId) -> String {
+        id.0
+    }
+}
+
+impl fmt::Display for ImportId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The body of `POST /imports/{id}/publish`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishBody {
+    /// How many items the whole import has.
+    pub items: u64,
+}
+
+/// The answer to a change of an import.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportProgress {
+    /// Items that are in it: staged so far, on sale after a publication, or left by a discard that
+    /// has to be asked for again.
+    pub items: u64,
+}
+
+/// An import that is neither published nor discarded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UnfinishedImport {
+    /// Its name.
+    pub id: ImportId,
+    /// Items staged in it.
+    pub items: u64,
+    /// When it began, by the leader's clock, in milliseconds since 1970.
+    pub begun_ms: u64,
+    /// Whether discarding it has begun: then it can only be discarded.
+    pub discarding: bool,
+}
+
+/// `GET /imports`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnfinishedImports {
+    /// The oldest first; at most [`MAX_UNFINISHED_IMPORTS`].
+    pub imports: Vec<UnfinishedImport>,
 }

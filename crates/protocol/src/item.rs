@@ -121,7 +121,7 @@ impl Item {
 /// One page of a topic: `GET /query?topic=` and `GET /search/{topic}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ItemPage {
-    /// The items in the order of their numbers.
+    /// The items in the order of their numbers; those of later imports follow.
     pub items: Vec<Item>,
     /// The cursor of the next page; none on the last.
     pub next: Option<String>,

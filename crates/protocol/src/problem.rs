@@ -62,6 +62,10 @@ codes! {
     OutOfStock = "out_of_stock", CONFLICT, "Out of stock";
     /// The price is not the expected one.
     CostChanged = "cost_changed", CONFLICT, "Cost changed";
+    /// An item with this number exists already.
+    ItemExists = "item_exists", CONFLICT, "Item exists";
+    /// An import that cannot be done, or not now.
+    ImportRefused = "import_refused", CONFLICT, "Import refused";
     /// A body over `max_body_bytes`.
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, "Body too large";
     /// A body of another type than JSON.

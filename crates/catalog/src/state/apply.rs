@@ -25,6 +25,7 @@ use rusqlite::Connection;
 use super::{
     error::nonsense,
     hash::fingerprint,
+    imports::{count_topic, hiding, import_of},
     meta::{LastLines, Meta},
     requests_log,
     rows::{ItemRow, KeyRow, Made, OrderRow, TableRow},
@@ -44,8 +45,9 @@ pub(super) struct Applied {
 
 /// Entries that are applied in one transaction.
 pub(super) struct Group<'a> {
-    db: &'a Connection,
-    meta: Meta,
+    pub(super) db: &'a Connection,
+    pub(super) meta: Meta,
+    /// Only such as can be seen: a hidden one may be dropped.
     items: BTreeMap<ItemNumber, Touched>,
     lines: String,
 }
@@ -154,10 +156,15 @@ impl<'a> Group<'a> {
             Outcome::Added { items, .. } => {
                 remember(Outcome::Added { items: *items, replayed: true })?
             }
+            Outcome::Imported { items, .. } => {
+                remember(Outcome::Imported { items: *items, replayed: true })?
+            }
             Outcome::UnknownItem { .. }
             | Outcome::OutOfStock
             | Outcome::CostChanged { .. }
-            | Outcome::KeyReused => return Ok(outcome),
+            | Outcome::KeyReused
+            | Outcome::ItemExists { .. }
+            | Outcome::ImportRefused(_) => return Ok(outcome),
         };
         if planted!(KeyNotStored) && matches!(made, Made::Order(_)) {
             return Ok(outcome);
@@ -191,6 +198,9 @@ impl<'a> Group<'a> {
                 Ok(true)
             }),
             Command::AddItems { items } => self.add_items(items, changed),
+            Command::StageItems { import, items } => self.stage(time_ms, import, items),
+            Command::PublishImport { import, items } => self.publish(import, *items, changed),
+            Command::DiscardImport { import } => self.discard(time_ms, import),
         }
     }
 
@@ -252,21 +262,20 @@ impl<'a> Group<'a> {
         items: &[Item],
         changed: &mut BTreeSet<CacheKey>,
     ) -> rusqlite::Result<Outcome> {
+        for item in items {
+            let import = import_of(self.db, item.item_number)?.unwrap_or(0);
+            if let Some(import) = hiding(self.db, import)? {
+                let item = item.item_number;
+                return Ok(Outcome::ItemExists { item, import: Some(import.id) });
+            }
+        }
         let mut added = 0;
         for item in items {
-            if self.touch(item.item_number)?.is_some() {
+            if import_of(self.db, item.item_number)?.is_some() {
                 continue;
             }
-            let mut row = ItemRow::new(item.clone());
-            row.item.cost = row.item.cost.min(MAX_NUMBER);
-            row.item.stock = row.item.stock.min(MAX_NUMBER);
-            row.initial_stock = row.item.stock;
-            self.insert(&row)?;
-            let mut topic = self.db.prepare_cached(
-                "INSERT INTO topics (topic, items) VALUES (?, 1) \
-                 ON CONFLICT (topic) DO UPDATE SET items = items + 1",
-            )?;
-            topic.execute([&item.topic])?;
+            self.insert(&ItemRow::new(item.clone(), 0))?;
+            count_topic(self.db, 0, &item.topic, 1)?;
             changed.insert(CacheKey::Item(item.item_number));
             changed.insert(CacheKey::Topic(item.topic.clone()));
             changed.insert(CacheKey::Topics);
@@ -286,24 +295,29 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// The item in memory; read on first use.
+    /// The item in memory, if it can be seen; read on first use.
     fn touch(&mut self, number: ItemNumber) -> rusqlite::Result<Option<&mut Touched>> {
         match self.items.entry(number) {
             btree_map::Entry::Occupied(entry) => Ok(Some(entry.into_mut())),
             btree_map::Entry::Vacant(entry) => match ItemRow::find_number(self.db, number)? {
-                Some(row) => {
+                Some(row) if hiding(self.db, row.import)?.is_none() => {
                     let stored_hash = row.hash();
                     Ok(Some(entry.insert(Touched { row, stored_hash, changed: false })))
                 }
-                None => Ok(None),
+                _ => Ok(None),
             },
         }
     }
 
-    fn insert(&mut self, row: &impl TableRow) -> rusqlite::Result<()> {
+    pub(super) fn insert(&mut self, row: &impl TableRow) -> rusqlite::Result<()> {
         row.insert(self.db)?;
-        self.meta.state_hash = self.meta.state_hash.wrapping_add(row.hash());
+        self.rehash(0, row.hash());
         Ok(())
+    }
+
+    /// Takes a row's hash out of the state hash and another into it; 0 for no row.
+    pub(super) fn rehash(&mut self, before: u128, after: u128) {
+        self.meta.state_hash = self.meta.state_hash.wrapping_sub(before).wrapping_add(after);
     }
 }
 

@@ -8,7 +8,7 @@
 //! What is hashed is an encoding that is written out here, not one that a serialiser derives:
 //! replicas of two versions must agree during a rolling upgrade.
 
-use pygmy_protocol::command::Command;
+use pygmy_protocol::{command::Command, item::Item};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Bytes that stand for a value, and for no other.
@@ -45,6 +45,16 @@ impl Canonical {
         self.bytes(text.as_bytes())
     }
 
+    fn items(self, items: &[Item]) -> Canonical {
+        items.iter().fold(self.number(items.len() as u64), |all, item| {
+            all.number(item.item_number.get())
+                .text(&item.title)
+                .text(&item.topic)
+                .number(item.stock)
+                .number(item.cost)
+        })
+    }
+
     pub(super) fn hash(self) -> u128 {
         xxh3_128(&self.0)
     }
@@ -67,16 +77,14 @@ pub(super) fn fingerprint(command: &Command) -> u128 {
         Command::SetCost { item, cost } => {
             Canonical::new("updateCost").number(item.get()).number(*cost)
         }
-        Command::AddItems { items } => {
-            let add = Canonical::new("addItems").number(items.len() as u64);
-            items.iter().fold(add, |add, item| {
-                add.number(item.item_number.get())
-                    .text(&item.title)
-                    .text(&item.topic)
-                    .number(item.stock)
-                    .number(item.cost)
-            })
+        Command::AddItems { items } => Canonical::new("addItems").items(items),
+        Command::StageItems { import, items } => {
+            Canonical::new("stageItems").text(import.as_str()).items(items)
         }
+        Command::PublishImport { import, items } => {
+            Canonical::new("publishImport").text(import.as_str()).number(*items)
+        }
+        Command::DiscardImport { import } => Canonical::new("discardImport").text(import.as_str()),
     }
     .hash()
 }
@@ -103,6 +111,7 @@ mod tests {
     #[test]
     fn every_part_of_a_command_counts() {
         let item = |n: u64| n.try_into().unwrap();
+        let import = |id: &str| id.parse().unwrap();
         let mut all = vec![
             Command::Buy { item: item(1), quantity: 1, expected_cost: None },
             Command::Buy { item: item(1), quantity: 1, expected_cost: Some(0) },
@@ -113,6 +122,13 @@ mod tests {
             Command::SetStock { item: item(1), stock: 1 },
             Command::SetCost { item: item(1), cost: 1 },
             Command::AddItems { items: vec![] },
+            Command::StageItems { import: import("a"), items: vec![] },
+            Command::StageItems { import: import("b"), items: vec![] },
+            Command::PublishImport { import: import("a"), items: 0 },
+            Command::PublishImport { import: import("a"), items: 1 },
+            Command::PublishImport { import: import("b"), items: 1 },
+            Command::DiscardImport { import: import("a") },
+            Command::DiscardImport { import: import("b") },
         ];
         all.sort_by_key(fingerprint);
         assert!(all.windows(2).all(|pair| fingerprint(&pair[0]) != fingerprint(&pair[1])));

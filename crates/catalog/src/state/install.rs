@@ -25,7 +25,7 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::{
     StateError,
-    rows::TableRow,
+    rows::{ItemRow, TableRow},
     schema,
     snapshot::{self, Record},
     store::SnapshotFile,
@@ -49,7 +49,7 @@ pub(super) fn load(file: &SnapshotFile, path: &Path) -> Result<(), StateError> {
         let transaction =
             rusqlite::Transaction::new_unchecked(&db, TransactionBehavior::Immediate)?;
         let meta = snapshot::scan(file, |record| insert(&db, record))?;
-        db.execute("INSERT INTO topics SELECT topic, COUNT(*) FROM items GROUP BY topic", ())?;
+        schema::count_topics(&db)?;
         meta.store(&db)?;
         transaction.commit()?;
         Ok(())
@@ -82,6 +82,10 @@ pub(super) fn swap(writer: Connection, path: &Path) -> Result<(), StateError> {
 fn insert(db: &Connection, record: &Record) -> Result<(), StateError> {
     match record {
         Record::Item(row) => row.insert(db)?,
+        Record::ImportedItem(import, row) => {
+            ItemRow { import: *import, ..row.clone() }.insert(db)?;
+        }
+        Record::Import(row) => row.insert(db)?,
         Record::Order(row) => row.insert(db)?,
         Record::Key(row) => row.insert(db)?,
         // The scan keeps these two to itself.

@@ -159,7 +159,7 @@ where
     while group.len() < GROUP_ENTRIES_MAX && requests < GROUP_REQUESTS_MAX {
         let Some((entry, responder)) = stream.try_next().await? else { break };
         if let EntryPayload::Normal(batch) = &entry.payload {
-            requests += batch.requests.len();
+            requests += batch.requests.iter().map(|r| r.command.weight()).sum::<usize>();
         }
         group.push((entry, responder));
     }

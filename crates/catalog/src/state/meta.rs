@@ -23,7 +23,7 @@ pub(super) struct Meta {
     pub(super) state_hash: u128,
     /// Orders made, and the number of the last.
     pub(super) orders: u64,
-    /// Items there are.
+    /// Items there are, with those that are staged.
     pub(super) items: u64,
     /// Keys remembered.
     pub(super) keys: u64,

@@ -34,6 +34,7 @@ mod writer;
 
 mod apply;
 mod hash;
+mod imports;
 mod meta;
 mod rows;
 mod schema;

@@ -6,13 +6,14 @@ use std::{
 };
 
 use pygmy_protocol::{
+    import::UnfinishedImports,
     item::{Item, ItemNumber, ItemPage, PageRequest, TopicCount, Topics},
     order::{Order, OrderNumber},
 };
 use rusqlite::{Connection, params};
 
 use super::{
-    SnapshotStore, StateError,
+    SnapshotStore, StateError, imports,
     meta::Meta,
     rows::{ItemRow, OrderRow, TableRow, sql, whole},
     schema, verify,
@@ -41,7 +42,7 @@ pub(crate) struct StateStatus {
     pub(crate) state_hash: u128,
     /// Orders made, and the number of the last.
     pub(crate) orders: u64,
-    /// Items in the catalog.
+    /// Items in the catalog, with those that are staged.
     pub(crate) items: u64,
     /// Log index of the newest snapshot, 0 without one.
     pub(crate) snapshot_index: u64,
@@ -58,10 +59,14 @@ pub(crate) struct Reader {
 impl Reader {
     /// One item.
     pub(crate) fn item(&self, number: ItemNumber) -> Result<Read<Option<Item>>, StateError> {
-        self.read(|db| Ok(ItemRow::find_number(db, number)?.map(|row| row.item)))
+        self.read(|db| match ItemRow::find_number(db, number)? {
+            Some(row) if imports::hiding(db, row.import)?.is_none() => Ok(Some(row.item)),
+            _ => Ok(None),
+        })
     }
 
-    /// A page of the items of `topic`; an unknown topic has none.
+    /// A page of the items of `topic`; an unknown topic has none. Those of later imports follow
+    /// those of earlier ones.
     pub(crate) fn page(
         &self,
         topic: &str,
@@ -69,15 +74,8 @@ impl Reader {
     ) -> Result<Read<ItemPage>, StateError> {
         let limit = page.limit.clamp(1, PageRequest::MAX_LIMIT) as usize;
         self.read(|db| {
-            let mut statement = db.prepare_cached(&format!(
-                "{} WHERE topic = ? AND item_number > ? ORDER BY item_number LIMIT ?",
-                ItemRow::SELECT
-            ))?;
             // One more than asked for tells whether there is a next page.
-            let values = params![topic, sql(page.after), sql(limit as u64 + 1)];
-            let rows = statement.query_map(values, ItemRow::read)?;
-            let mut items =
-                rows.map(|row| Ok(row?.item)).collect::<rusqlite::Result<Vec<Item>>>()?;
+            let mut items = items_of_topic(db, topic, page.after, limit + 1)?;
             let more = items.len() > limit;
             items.truncate(limit);
             let next = items
@@ -88,11 +86,39 @@ impl Reader {
         })
     }
 
+    /// A page of all items, in the order of their numbers. It may have fewer than asked for, or
+    /// none, and not be the last: hidden ones count.
+    pub(crate) fn all_items(&self, page: PageRequest) -> Result<Read<ItemPage>, StateError> {
+        let limit = page.limit.clamp(1, PageRequest::MAX_LIMIT) as usize;
+        self.read(|db| {
+            let hidden: Vec<_> = imports::unfinished(db)?.iter().map(|row| row.number).collect();
+            let mut statement = db.prepare_cached(&format!(
+                "{} WHERE item_number > ? ORDER BY item_number LIMIT ?",
+                ItemRow::SELECT
+            ))?;
+            let values = params![sql(page.after), sql(limit as u64)];
+            let rows = statement.query_map(values, ItemRow::read)?;
+            let rows = rows.collect::<rusqlite::Result<Vec<ItemRow>>>()?;
+            let next = rows
+                .last()
+                .filter(|_| rows.len() == limit)
+                .map(|row| PageRequest::cursor_after(row.item.item_number));
+            let shown = rows.into_iter().filter(|row| !hidden.contains(&row.import));
+            Ok(ItemPage { items: shown.map(|row| row.item).collect(), next })
+        })
+    }
+
+    /// The imports that are neither published nor discarded.
+    pub(crate) fn imports(&self) -> Result<Read<UnfinishedImports>, StateError> {
+        self.read(|db| Ok(UnfinishedImports { imports: imports::list(db)? }))
+    }
+
     /// All topics.
     pub(crate) fn topics(&self) -> Result<Read<Topics>, StateError> {
         self.read(|db| {
-            let mut statement =
-                db.prepare_cached("SELECT topic, items FROM topics ORDER BY topic")?;
+            let mut statement = db.prepare_cached(
+                "SELECT topic, items FROM topics WHERE import = 0 ORDER BY topic",
+            )?;
             let count = |row: &rusqlite::Row<'_>| {
                 Ok(TopicCount { topic: row.get(0)?, items: whole(row, 1)? })
             };
@@ -135,6 +161,37 @@ impl Reader {
         };
         self.shared.pool.with(read)
     }
+}
+
+/// Up to `most` items of `topic` behind the item `after`, leaping over hidden imports.
+fn items_of_topic(
+    db: &Connection,
+    topic: &str,
+    after: u64,
+    most: usize,
+) -> rusqlite::Result<Vec<Item>> {
+    let import = match ItemNumber::try_from(after) {
+        Ok(item) => imports::import_of(db, item)?.unwrap_or(0),
+        Err(_) => 0,
+    };
+    let mut statement = db.prepare_cached(&format!(
+        "{} WHERE topic = ? AND (import, item_number) > (?, ?) AND import < ? \
+         ORDER BY import, item_number LIMIT ?",
+        ItemRow::SELECT
+    ))?;
+    let mut begin = (sql(import), sql(after));
+    let mut items = Vec::new();
+    let hidden = imports::unfinished(db)?.into_iter().map(|row| sql(row.number));
+    for end in hidden.chain([i64::MAX]).filter(|end| *end >= begin.0).collect::<Vec<_>>() {
+        let left = sql((most - items.len()) as u64);
+        let rows =
+            statement.query_map(params![topic, begin.0, begin.1, end, left], ItemRow::read)?;
+        for row in rows {
+            items.push(row?.item);
+        }
+        begin = (end, i64::MAX);
+    }
+    Ok(items)
 }
 
 /// What the writer and the readers share.

@@ -37,12 +37,18 @@ pub(super) fn line(
     let result = match outcome {
         Outcome::Ordered { replayed: true, .. }
         | Outcome::Updated { replayed: true, .. }
-        | Outcome::Added { replayed: true, .. } => return false,
+        | Outcome::Added { replayed: true, .. }
+        | Outcome::Imported { replayed: true, .. } => return false,
         Outcome::Ordered { order, .. } => format!("order {}", order.order_number),
         Outcome::Updated { .. } => "ok".to_owned(),
         Outcome::Added { items, .. } => format!("added {items}"),
         Outcome::CostChanged { cost } => format!("cost_changed cost={cost}"),
-        Outcome::UnknownItem { .. } | Outcome::OutOfStock | Outcome::KeyReused => {
+        Outcome::Imported { items, .. } => format!("items {items}"),
+        Outcome::UnknownItem { .. }
+        | Outcome::OutOfStock
+        | Outcome::KeyReused
+        | Outcome::ItemExists { .. }
+        | Outcome::ImportRefused(_) => {
             outcome.problem().map_or("", |problem| problem.code.as_str()).to_owned()
         }
     };
@@ -57,6 +63,13 @@ pub(super) fn line(
         Command::SetStock { item, stock } => format!("updateStock item={item} stock={stock}"),
         Command::SetCost { item, cost } => format!("updateCost item={item} cost={cost}"),
         Command::AddItems { items } => format!("addItems items={}", items.len()),
+        Command::StageItems { import, items } => {
+            format!("stageItems import={import} items={}", items.len())
+        }
+        Command::PublishImport { import, items } => {
+            format!("publishImport import={import} items={items}")
+        }
+        Command::DiscardImport { import } => format!("discardImport import={import}"),
     };
     // Writing to a string cannot fail.
     let _ = writeln!(lines, "{index} {time} {command} key={} -> {result}", request.key);

@@ -4,7 +4,7 @@
 
 use pygmy_protocol::{
     IdempotencyKey,
-    item::{Item, ItemNumber},
+    item::{Item, ItemNumber, MAX_NUMBER},
     order::{Order, OrderNumber},
 };
 use rusqlite::{Connection, OptionalExtension, Row, params};
@@ -85,11 +85,20 @@ pub(super) struct ItemRow {
     pub(super) sold: u64,
     /// What all changes of the stock other than sales come to.
     pub(super) adjusted: i64,
+    /// The import that it came with, 0 without one. A snapshot has records of its own for it.
+    #[serde(skip)]
+    pub(super) import: ImportNumber,
 }
 
+/// Imports in the order in which they began, from 1. See [`super::imports`].
+pub(super) type ImportNumber = u64;
+
 impl ItemRow {
-    pub(super) fn new(item: Item) -> ItemRow {
-        ItemRow { initial_stock: item.stock, sold: 0, adjusted: 0, item }
+    /// A new item. Bad values are refused by the routes; here they must stop nobody.
+    pub(super) fn new(mut item: Item, import: ImportNumber) -> ItemRow {
+        item.cost = item.cost.min(MAX_NUMBER);
+        item.stock = item.stock.min(MAX_NUMBER);
+        ItemRow { initial_stock: item.stock, sold: 0, adjusted: 0, import, item }
     }
 
     pub(super) fn find_number(
@@ -123,8 +132,8 @@ impl ItemRow {
 }
 
 impl TableRow for ItemRow {
-    const SELECT: &str =
-        "SELECT item_number, title, topic, stock, cost, initial_stock, sold, adjusted FROM items";
+    const SELECT: &str = "SELECT item_number, title, topic, stock, cost, initial_stock, sold, adjusted, import \
+         FROM items";
 
     fn read(row: &Row<'_>) -> rusqlite::Result<ItemRow> {
         Ok(ItemRow {
@@ -138,13 +147,15 @@ impl TableRow for ItemRow {
             initial_stock: whole(row, 5)?,
             sold: whole(row, 6)?,
             adjusted: row.get(7)?,
+            import: whole(row, 8)?,
         })
     }
 
     fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
         let mut statement = db.prepare_cached(
-            "INSERT INTO items (item_number, title, topic, stock, cost, initial_stock, sold, adjusted) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO items \
+             (item_number, title, topic, stock, cost, initial_stock, sold, adjusted, import) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?;
         statement.execute(params![
             sql(self.item.item_number.get()),
@@ -155,12 +166,13 @@ impl TableRow for ItemRow {
             sql(self.initial_stock),
             sql(self.sold),
             self.adjusted,
+            sql(self.import),
         ])?;
         Ok(())
     }
 
     fn hash(&self) -> u128 {
-        Canonical::new("item")
+        let row = Canonical::new("item")
             .number(self.item.item_number.get())
             .text(&self.item.title)
             .text(&self.item.topic)
@@ -168,8 +180,13 @@ impl TableRow for ItemRow {
             .number(self.item.cost)
             .number(self.initial_stock)
             .number(self.sold)
-            .signed(self.adjusted)
-            .hash()
+            .signed(self.adjusted);
+        // Items without an import hash as they did before there were imports.
+        match self.import {
+            0 => row,
+            import => row.number(import),
+        }
+        .hash()
     }
 }
 

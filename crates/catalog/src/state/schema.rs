@@ -7,18 +7,18 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 use super::{StateError, meta::Meta};
 
 /// Version of the tables below. A file with a higher one is refused.
-const SCHEMA_VERSION: u32 = 1;
+const SCHEMA_VERSION: u32 = 2;
 
 /// How long SQLite waits for a lock. Readers and the writer do not lock each other out; only a
 /// restart of the write-ahead log is ever waited for, and that is short.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Statements that a connection keeps prepared: more than there are in this module.
-const PREPARED_STATEMENTS: usize = 32;
+const PREPARED_STATEMENTS: usize = 64;
 /// After a checkpoint the write-ahead log is cut to this: a long snapshot may have let it grow.
 const WAL_BYTES_KEPT: u32 = 64 * 1024 * 1024;
 
-/// The rows of `items`, `orders` and `keys` are the replicated state; `topics` follows from
-/// `items`, and `meta` says where the state stands.
+/// The rows of `items`, `imports`, `orders` and `keys` are the replicated state; `topics` follows
+/// from `items`, and `meta` says where the state stands.
 const TABLES: &str = "
     CREATE TABLE meta (
         id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -41,13 +41,9 @@ const TABLES: &str = "
         cost INTEGER NOT NULL,
         initial_stock INTEGER NOT NULL,
         sold INTEGER NOT NULL,
-        adjusted INTEGER NOT NULL
+        adjusted INTEGER NOT NULL,
+        import INTEGER NOT NULL DEFAULT 0
     ) STRICT;
-    CREATE INDEX items_of_topic ON items (topic, item_number);
-    CREATE TABLE topics (
-        topic TEXT PRIMARY KEY,
-        items INTEGER NOT NULL
-    ) STRICT, WITHOUT ROWID;
     CREATE TABLE orders (
         order_number INTEGER PRIMARY KEY,
         item_number INTEGER NOT NULL,
@@ -64,6 +60,34 @@ const TABLES: &str = "
         order_number INTEGER,
         outcome BLOB
     ) STRICT, WITHOUT ROWID;
+";
+
+/// What version 2 brought. `topics` counts the items of unfinished imports apart, those of all
+/// others under import 0. The items of a topic are in the order of their imports first, so that a
+/// search leaps over an import that is not published, however large it is.
+const IMPORTS: &str = "
+    CREATE TABLE imports (
+        import INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        state INTEGER NOT NULL,
+        items INTEGER NOT NULL,
+        begun_ms INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX unfinished_imports ON imports (import) WHERE state < 2;
+    CREATE INDEX items_of_topic ON items (topic, import, item_number);
+    CREATE TABLE topics (
+        import INTEGER NOT NULL,
+        topic TEXT NOT NULL,
+        items INTEGER NOT NULL,
+        PRIMARY KEY (import, topic)
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// Makes the tables of version 1 those of version 2.
+const FROM_VERSION_1: &str = "
+    ALTER TABLE items ADD COLUMN import INTEGER NOT NULL DEFAULT 0;
+    DROP INDEX items_of_topic;
+    DROP TABLE topics;
 ";
 
 /// Opens the database for the writer; a missing one is made.
@@ -101,6 +125,7 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 pub(super) fn create(db: &Connection) -> rusqlite::Result<()> {
     let transaction = rusqlite::Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
     db.execute_batch(TABLES)?;
+    db.execute_batch(IMPORTS)?;
     db.execute(
         "INSERT INTO meta VALUES (1, ?, NULL, NULL, x'', x'', 0, 0, 0, 0, 0)",
         [SCHEMA_VERSION],
@@ -115,9 +140,32 @@ fn check_version(db: &Connection, path: &Path) -> Result<(), StateError> {
         return Ok(create(db)?);
     }
     let found: u32 = db.query_row("SELECT schema_version FROM meta", (), |row| row.get(0))?;
-    if found > SCHEMA_VERSION {
-        return Err(StateError::Newer { path: path.to_owned(), found, known: SCHEMA_VERSION });
+    match found {
+        SCHEMA_VERSION => Ok(()),
+        1 => Ok(migrate(db)?),
+        _ => Err(StateError::Newer { path: path.to_owned(), found, known: SCHEMA_VERSION }),
     }
+}
+
+/// From version 1, all or nothing. Takes some seconds for a million items.
+fn migrate(db: &Connection) -> rusqlite::Result<()> {
+    let transaction = rusqlite::Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
+    db.execute_batch(FROM_VERSION_1)?;
+    db.execute_batch(IMPORTS)?;
+    count_topics(db)?;
+    db.execute("UPDATE meta SET schema_version = ?", [SCHEMA_VERSION])?;
+    transaction.commit()
+}
+
+/// Counts the empty table of topics anew.
+pub(super) fn count_topics(db: &Connection) -> rusqlite::Result<()> {
+    db.execute(
+        "INSERT INTO topics \
+         SELECT iif(import IN (SELECT import FROM imports WHERE state < 2), import, 0) AS shown, \
+             topic, COUNT(*) \
+         FROM items GROUP BY shown, topic",
+        (),
+    )?;
     Ok(())
 }
 
@@ -137,6 +185,33 @@ mod tests {
             matches!(error, StateError::Newer { found: 99, known: SCHEMA_VERSION, .. }),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_database_of_version_1_goes_on() {
+        use super::super::testing::{Replica, buy};
+        let mut replica = Replica::stocked();
+        replica.one("k1", buy(1, 2));
+        let before = replica.reader().status();
+        replica.close();
+        let db = Connection::open(replica.dir.path().join("catalog.db")).unwrap();
+        let as_it_was = "
+            DROP INDEX items_of_topic;
+            DROP TABLE topics;
+            DROP TABLE imports;
+            ALTER TABLE items DROP COLUMN import;
+            CREATE INDEX items_of_topic ON items (topic, item_number);
+            CREATE TABLE topics (topic TEXT PRIMARY KEY, items INTEGER NOT NULL)
+                STRICT, WITHOUT ROWID;
+            INSERT INTO topics SELECT topic, COUNT(*) FROM items GROUP BY topic;
+            UPDATE meta SET schema_version = 1;";
+        db.execute_batch(as_it_was).unwrap();
+        drop(db);
+        replica.reopen();
+        assert_eq!(replica.reader().status(), before);
+        replica.reader().verify().unwrap();
+        replica.one("k2", buy(1, 3));
+        replica.reader().verify().unwrap();
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Eight bytes of magic and a version (4 bytes, little endian), then chunks: length (4 bytes),
 //! xxh3_64 of the payload with the chunk's number as the seed (8 bytes), payload. The payloads in
-//! a row are postcard [`Record`]s, whole ones in each chunk: where the state stands, the items,
-//! the orders, the keys, and at the end how many there are and the state hash. Nothing follows.
+//! a row are postcard [`Record`]s, whole ones in each chunk: where the state stands, the imports,
+//! the items, the orders, the keys, and at the end how many there are and the state hash. Nothing
+//! follows.
 //!
 //! What it holds are the rows of the replicated state and not SQLite's pages, so that a snapshot
 //! fits any version of the tables that has these rows. Topics are counted anew from the items.
@@ -16,14 +17,17 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::{
     StateError,
     error::nonsense,
+    imports::ImportRow,
     meta::{LastLines, Meta, SavedLogId, SavedMembership, log_id, saved},
-    rows::{ItemRow, KeyRow, OrderRow, TableRow, each},
+    rows::{ImportNumber, ItemRow, KeyRow, OrderRow, TableRow, each},
     store::SnapshotFile,
 };
 
 const MAGIC: &[u8; 8] = b"PYGMYSNP";
 /// Version of everything in here, including the layout of the rows.
-const VERSION: u32 = 1;
+///
+/// Version 2 added the last two records; a file of version 1 reads the same.
+const VERSION: u32 = 2;
 const HEAD_BYTES: u64 = 12;
 const CHUNK_HEAD_BYTES: u64 = 12;
 /// Largest chunk that is read: a damaged length must not ask for all memory.
@@ -38,6 +42,8 @@ pub(super) enum Record {
     Order(OrderRow),
     Key(KeyRow),
     End { items: u64, orders: u64, keys: u64, state_hash: u128 },
+    ImportedItem(ImportNumber, ItemRow),
+    Import(ImportRow),
 }
 
 /// Writes the state that the read transaction on `db` sees into the empty `file`.
@@ -56,7 +62,11 @@ pub(super) fn write(
         applied: meta.applied.map(saved),
         membership: SavedMembership::from(&meta.membership),
     })?;
-    each::<ItemRow, StateError>(db, |row| sink.put(&Record::Item(row)))?;
+    each::<ImportRow, StateError>(db, |row| sink.put(&Record::Import(row)))?;
+    each::<ItemRow, StateError>(db, |row| match row.import {
+        0 => sink.put(&Record::Item(row)),
+        import => sink.put(&Record::ImportedItem(import, row)),
+    })?;
     each::<OrderRow, StateError>(db, |row| sink.put(&Record::Order(row)))?;
     let Meta { items, orders, mut keys, mut state_hash, .. } = *meta;
     each::<KeyRow, StateError>(db, |row| {
@@ -120,8 +130,13 @@ pub(super) fn scan(
     };
     loop {
         let record = source.next()?;
+        let mut imports = 0;
         let (counter, hash) = match &record {
             Record::Item(row) => (&mut meta.items, row.hash()),
+            Record::ImportedItem(import, row) => {
+                (&mut meta.items, ItemRow { import: *import, ..row.clone() }.hash())
+            }
+            Record::Import(row) => (&mut imports, row.hash()),
             Record::Order(row) => (&mut meta.orders, row.hash()),
             Record::Key(row) => (&mut meta.keys, row.hash()),
             Record::Start { .. } => return Err(file.corrupt("it begins twice")),

@@ -7,14 +7,16 @@ use rusqlite::Connection;
 
 use super::{
     StateError,
+    imports::ImportRow,
     meta::Meta,
-    rows::{ItemRow, KeyRow, Made, OrderRow, TableRow, each, whole},
+    rows::{ImportNumber, ItemRow, KeyRow, Made, OrderRow, TableRow, each, whole},
 };
 
 /// Checks everything that the read transaction on `db`, the database at `path`, sees.
 pub(super) fn verify(db: &Connection, path: &Path) -> Result<(), StateError> {
     let meta = Meta::load(db)?;
     let mut found = Found::default();
+    each::<ImportRow, StateError>(db, |row| found.import(row))?;
     each::<ItemRow, StateError>(db, |row| found.item(&row))?;
     each::<OrderRow, StateError>(db, |row| found.order(&row))?;
     each::<KeyRow, StateError>(db, |row| found.key(&row))?;
@@ -35,7 +37,10 @@ struct Found {
     keys_of_orders: u64,
     /// Copies sold by the items' own account, less those in orders: all must be zero.
     unaccounted: BTreeMap<ItemNumber, i128>,
-    topics: BTreeMap<String, u64>,
+    /// Items of each topic, those of unfinished imports apart.
+    topics: BTreeMap<(ImportNumber, String), u64>,
+    /// The imports, and how many of their items are still to be found.
+    imports: BTreeMap<ImportNumber, (ImportRow, i128)>,
     complaint: Option<String>,
 }
 
@@ -47,7 +52,25 @@ impl Found {
         self.items += 1;
         self.state_hash = self.state_hash.wrapping_add(row.hash());
         self.unaccounted.insert(row.item.item_number, row.sold.into());
-        *self.topics.entry(row.item.topic.clone()).or_default() += 1;
+        let mut shown_under = 0;
+        match self.imports.get_mut(&row.import) {
+            Some((import, missing)) => {
+                *missing -= 1;
+                if import.is_unfinished() {
+                    shown_under = row.import;
+                }
+            }
+            None if row.import == 0 => {}
+            None => self.complain(format!("item {} has no import", row.item.item_number)),
+        }
+        *self.topics.entry((shown_under, row.item.topic.clone())).or_default() += 1;
+        Ok(())
+    }
+
+    fn import(&mut self, row: ImportRow) -> Result<(), StateError> {
+        self.state_hash = self.state_hash.wrapping_add(row.hash());
+        let missing = row.items.into();
+        self.imports.insert(row.number, (row, missing));
         Ok(())
     }
 
@@ -70,9 +93,10 @@ impl Found {
     }
 
     fn topics(&mut self, db: &Connection) -> Result<(), StateError> {
-        let mut statement = db.prepare_cached("SELECT topic, items FROM topics")?;
-        let counts = statement.query_map((), |row| Ok((row.get(0)?, whole(row, 1)?)))?;
-        let counts = counts.collect::<rusqlite::Result<BTreeMap<String, u64>>>()?;
+        let mut statement = db.prepare_cached("SELECT import, topic, items FROM topics")?;
+        let counts = statement
+            .query_map((), |row| Ok(((whole(row, 0)?, row.get(1)?), whole(row, 2)?)))?
+            .collect::<rusqlite::Result<BTreeMap<_, u64>>>()?;
         if counts != self.topics {
             self.complain("the topics are counted wrongly".to_owned());
         }
@@ -86,6 +110,9 @@ impl Found {
     fn complaint(mut self, meta: &Meta) -> Option<String> {
         if let Some((item, _)) = self.unaccounted.iter().find(|(_, copies)| **copies != 0) {
             self.complain(format!("the orders of item {item} are not what it sold"));
+        }
+        if let Some((import, _)) = self.imports.values().find(|(_, missing)| *missing != 0) {
+            self.complain(format!("the items of import {} are not all there", import.id));
         }
         if (self.items, self.orders, self.keys) != (meta.items, meta.orders, meta.keys) {
             self.complain("rows are missing or there are too many".to_owned());
@@ -102,8 +129,10 @@ impl Found {
 
 #[cfg(test)]
 mod tests {
+    use pygmy_protocol::command::Command;
+
     use super::{
-        super::testing::{Replica, buy},
+        super::testing::{Replica, buy, item},
         *,
     };
 
@@ -117,8 +146,14 @@ mod tests {
             ("DELETE FROM orders", "the orders of item 1"),
             ("DELETE FROM keys WHERE order_number = 1", "rows are missing"),
             ("UPDATE topics SET items = 2", "the topics"),
+            ("UPDATE imports SET items = 2", "the items of import i"),
+            ("UPDATE imports SET state = 2", "the topics"),
+            ("DELETE FROM imports", "item 9 has no import"),
         ] {
             let mut replica = Replica::stocked();
+            let staged =
+                Command::StageItems { import: "i".parse().unwrap(), items: vec![item(9, "a", 0)] };
+            replica.one("part", staged);
             replica.one("k1", buy(1, 2));
             let db = Connection::open(replica.dir.path().join("catalog.db")).unwrap();
             assert!(db.execute(change, ()).unwrap() > 0);
