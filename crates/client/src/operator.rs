@@ -1,5 +1,7 @@
-//! The store as its operator sees it: changes of stock and cost, through the balancers, and the
-//! making of the cluster.
+//! The store as its operator sees it: changes of stock and cost and imports of items, through the
+//! balancers, and the making of the cluster.
+
+mod items;
 
 use http::Method;
 use pygmy_protocol::{
@@ -8,14 +10,14 @@ use pygmy_protocol::{
     item::{Item, ItemNumber},
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     Call,
     store::{Notice, Patience, Servers, StoreError, parse},
 };
 
-/// A client of the internal routes that change items.
+/// A client of the internal routes that change and import items.
 pub struct Operator {
     env: Env,
     secret: Secret,
@@ -75,7 +77,11 @@ impl Operator {
     async fn send(&self, method: Method, target: String) -> Result<Item, StoreError> {
         let context = RequestContext::fresh(&self.env, self.servers.patience.total);
         let key = IdempotencyKey::random(&self.env);
-        let call = Call::new(method, target, context).with_secret(&self.secret).with_key(&key);
+        let call = Call::new(method, target, context).with_secret(&self.secret);
+        self.ask(call.with_key(&key)).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, call: Call) -> Result<T, StoreError> {
         parse(&self.servers.call(&call).await?)
     }
 }

@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    item::Item,
+    item::{Item, ItemNumber},
     problem::{Code, Problem},
 };
 
@@ -106,6 +106,14 @@ impl fmt::Display for ImportId {
     }
 }
 
+/// The item that a problem with the code `item_exists` is about.
+pub fn item_that_exists(problem: &Problem) -> Option<ItemNumber> {
+    if problem.code != Code::ItemExists {
+        return None;
+    }
+    problem.detail.strip_prefix("item ")?.split(' ').next()?.parse().ok()
+}
+
 /// The body of `POST /imports/{id}/publish`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -141,4 +149,28 @@ pub struct UnfinishedImport {
 pub struct UnfinishedImports {
     /// The oldest first; at most [`MAX_UNFINISHED_IMPORTS`].
     pub imports: Vec<UnfinishedImport>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Outcome;
+
+    #[test]
+    fn a_problem_says_which_item_exists() {
+        let item = 7.try_into().unwrap();
+        for import in [None, Some("a-1".parse().unwrap())] {
+            let problem = Outcome::ItemExists { item, import }.problem().unwrap();
+            assert_eq!(item_that_exists(&problem), Some(item));
+        }
+        assert_eq!(item_that_exists(&Problem::unknown_item(7)), None);
+    }
+
+    #[test]
+    fn names_are_plain_and_short() {
+        assert!("a-1".parse::<ImportId>().is_ok());
+        for bad in ["", "a b", "a/b", "\u{e4}", &"a".repeat(65)] {
+            assert_eq!(bad.parse::<ImportId>().unwrap_err().code, Code::BadValue, "{bad:?}");
+        }
+    }
 }

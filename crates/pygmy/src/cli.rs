@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pygmy_protocol::{
     IdempotencyKey, Problem,
+    import::ImportId,
     item::{ItemNumber, MAX_NUMBER, PageRequest},
     order::{MAX_QUANTITY, OrderNumber},
     registration::Role,
 };
+
+use crate::items::Format;
 
 /// Where `pygmy demo` keeps a store unless told otherwise.
 pub(crate) const DEMO_DIR: &str = "pygmy-data";
@@ -88,6 +91,10 @@ pub(crate) struct DemoArgs {
         value_parser = clap::value_parser!(u16).range(1024..=MAX_BASE_PORT)
     )]
     pub(crate) base_port: Option<u16>,
+    /// Put the items of FILE on sale instead of the seven books, for a new DIR; see `pygmy admin
+    /// import`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) items: Option<PathBuf>,
     /// Run the client process and the test cases once all is ready, and write
     /// DIR/ClientOutput.txt and DIR/tests.txt
     #[arg(long)]
@@ -302,7 +309,7 @@ pub(crate) struct AdminArgs {
 pub(crate) enum AdminCommand {
     /// Make the servers of the configuration a cluster, once; all its replicas must be running
     ///
-    /// A cluster can be made without items, but nothing can add items to it yet.
+    /// A cluster can be made without items; `pygmy admin import` brings them.
     Bootstrap {
         /// Give it the seven books of the reference design
         #[arg(long)]
@@ -312,6 +319,8 @@ pub(crate) enum AdminCommand {
     Status,
     /// Show the servers that the balancers know
     Servers,
+    Import(ImportArgs),
+    Export(ExportArgs),
     /// Set how many copies of an item there are
     SetStock {
         /// The item's number
@@ -330,6 +339,57 @@ pub(crate) enum AdminCommand {
         #[arg(value_parser = cost)]
         cost: u64,
     },
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct ImportWhat {
+    /// The items
+    pub(crate) file: Option<PathBuf>,
+    /// List the imports that are not finished
+    #[arg(long)]
+    pub(crate) unfinished: bool,
+    /// Drop what an unfinished import has brought
+    #[arg(long, value_name = "NAME", value_parser = import_id)]
+    pub(crate) discard: Option<ImportId>,
+}
+
+/// Put the items of a file on sale, all at once
+///
+/// FILE is CSV with the header itemNumber,title,topic,stock,cost, or has a JSON object with these
+/// fields on each line. All of it is checked first; bad lines are named and nothing is loaded. So
+/// it is if one of the items exists. Nobody sees an item before the last one is there. An import
+/// that broke off goes on when the same command is given again; Ctrl-C takes it back.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pygmy admin import catalog.csv --dry-run   only check the file
+  pygmy admin import catalog.csv
+  pygmy admin import --unfinished            imports that broke off
+  pygmy admin import --discard NAME          drop one of them")]
+pub(crate) struct ImportArgs {
+    #[command(flatten)]
+    pub(crate) what: ImportWhat,
+    /// Only check the file and say what would be loaded
+    #[arg(long, requires = "file")]
+    pub(crate) dry_run: bool,
+    /// What FILE is [default: what its name or its first character says]
+    #[arg(long, value_enum, requires = "file")]
+    pub(crate) format: Option<Format>,
+}
+
+/// Write all items into a file that can be imported
+///
+/// The file is written whole or not at all. The items are read page by page, a thousand at a time:
+/// each page shows one moment, and of a store that sells meanwhile not all the same. What an
+/// unfinished import has brought is not in it.
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Where to write [default: the terminal, or wherever standard output goes]
+    pub(crate) file: Option<PathBuf>,
+    /// How [default: what the name of FILE says, or csv]
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Format>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -380,6 +440,10 @@ fn cost(text: &str) -> Result<u64, String> {
     }
 }
 
+fn import_id(text: &str) -> Result<ImportId, String> {
+    text.parse().map_err(detail)
+}
+
 fn key(text: &str) -> Result<IdempotencyKey, String> {
     text.parse().map_err(detail)
 }
@@ -422,6 +486,8 @@ mod tests {
             "pygmy admin set-cost 1 -5",
             "pygmy admin set-cost 1 9007199254740992",
             "pygmy config check f --set x",
+            "pygmy admin import --discard a/b",
+            "pygmy admin import f --format xml",
         ] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

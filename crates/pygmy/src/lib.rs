@@ -6,7 +6,8 @@
 //! `pygmy serve` reads the configuration (`config`), builds what the tier needs to know of it and
 //! runs the tier (`serve`); `pygmy demo` writes such a configuration and runs every server of it
 //! as a child process (`demo`). Customers (`shop`) talk to front ends, operators (`admin`)
-//! to balancers and catalog replicas, both through `pygmy_client`.
+//! to balancers and catalog replicas, both through `pygmy_client`. Files of `items` are checked,
+//! loaded and written for both the demo and the operators.
 
 mod cli;
 
@@ -15,6 +16,7 @@ mod serve;
 
 mod books;
 mod demo;
+mod items;
 
 mod admin;
 mod client;

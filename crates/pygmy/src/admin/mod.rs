@@ -1,5 +1,6 @@
 //! What operators do: `pygmy admin`.
 
+mod items;
 mod status;
 
 use std::path::PathBuf;
@@ -69,8 +70,14 @@ impl Cluster {
 /// Runs one of the operators' commands.
 pub(crate) fn run(args: &AdminArgs) -> anyhow::Result<()> {
     let env = Env::production();
+    if let AdminCommand::Import(import) = &args.command {
+        // Checking a file needs no cluster.
+        return items::import(&env, &args.operator, import, args.json);
+    }
     let cluster = Cluster::find(&args.operator)?;
     match args.command {
+        AdminCommand::Import(_) => Ok(()),
+        AdminCommand::Export(ref export) => items::export(&env, &cluster, export, args.json),
         AdminCommand::Bootstrap { books } => bootstrap(&env, &cluster, books, args.json),
         AdminCommand::Status => status::status(&env, &cluster, args.json),
         AdminCommand::Servers => status::servers(&env, &cluster, args.json),

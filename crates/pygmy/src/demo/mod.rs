@@ -2,8 +2,8 @@
 //!
 //! A demo is a directory with a configuration, which [`layout`] writes when there is none, and
 //! the servers of that configuration as child processes ([`supervise`]). [`bring_up`](up) waits
-//! until they live, makes them a cluster with the [`books`](crate::books) of the reference design,
-//! once, and waits until they are ready. [`report`] tells people what happens.
+//! until they live, makes them a cluster with the [`books`](crate::books) of the reference design
+//! or the [`items`](crate::items) of a file, once, and waits until they are ready. [`report`] tells people what happens.
 
 mod layout;
 mod report;
@@ -29,6 +29,7 @@ use crate::{
     cli::DemoArgs,
     client,
     config::{Config, Settings},
+    items::{Checked, ItemsFile, check},
     runtime::{self, Signals},
 };
 
@@ -41,8 +42,8 @@ const TESTS: &str = "tests.txt";
 /// Runs a demo until it is told to stop.
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let env = Env::production();
-    let plan = Plan::of(args)?;
-    runtime::block_on(&env, demo(&env, args, &plan))?
+    let mut plan = Plan::of(args)?;
+    runtime::block_on(&env, demo(&env, args, &mut plan))?
 }
 
 /// What is going to run.
@@ -50,21 +51,24 @@ struct Plan {
     config: Config,
     /// The text of the configuration, if the directory has none yet.
     new: Option<String>,
+    /// What to put on sale instead of the books.
+    items: Option<(ItemsFile, Checked)>,
 }
 
 impl Plan {
     fn of(args: &DemoArgs) -> anyhow::Result<Plan> {
         let settings = Settings::of_process(&[]);
         settings.check_variables()?;
+        let items = args.items.as_deref().map(|file| first_items(&args.dir, file)).transpose()?;
         let path = args.dir.join(CONFIG);
         let asked = layout::Asked { layout: args.layout, base_port: args.base_port };
         if path.exists() {
             let config = Config::load(&path, &settings)?;
             asked.check_against(&config)?;
-            return Ok(Plan { config, new: None });
+            return Ok(Plan { config, new: None, items });
         }
         let text = asked.configuration()?;
-        Ok(Plan { config: Config::parse(&path, &text, &settings)?, new: Some(text) })
+        Ok(Plan { config: Config::parse(&path, &text, &settings)?, new: Some(text), items })
     }
 
     /// Makes the directory, the configuration and the secret, as far as they are missing.
@@ -83,6 +87,20 @@ impl Plan {
     }
 }
 
+/// The first items of a new demo: a bad file is found before any server starts.
+fn first_items(dir: &Path, file: &Path) -> anyhow::Result<(ItemsFile, Checked)> {
+    if dir.join(up::BOOTSTRAPPED).exists() {
+        bail!(
+            "the store in {} has its first items; bring others with `pygmy admin import`, or choose \
+             another --dir",
+            dir.display()
+        );
+    }
+    let mut file = ItemsFile::open(file, None)?;
+    let checked = check(&mut file)?;
+    Ok((file, checked))
+}
+
 /// Writes a whole file or, under its name, nothing.
 fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
     let unfinished = path.with_extension("new");
@@ -97,16 +115,16 @@ fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
     written.with_context(|| format!("cannot write {}", path.display()))
 }
 
-async fn demo(env: &Env, args: &DemoArgs, plan: &Plan) -> anyhow::Result<()> {
+async fn demo(env: &Env, args: &DemoArgs, plan: &mut Plan) -> anyhow::Result<()> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let config = &plan.config;
-    let report = Report::new(config, &args.dir);
-    supervise::check_ports(env, config, plan.new.is_some()).await?;
+    supervise::check_ports(env, &plan.config, plan.new.is_some()).await?;
     // Only now: who is refused for a port in use may ask for others in the same directory.
     plan.write(env, &args.dir)?;
+    let Plan { config, items, .. } = plan;
+    let report = Report::new(config, &args.dir);
     let mut children = Children::start(config, args.log_format)?;
     let outcome = tokio::select! {
-        outcome = run_store(env, args, config, &mut children, &report) => outcome,
+        outcome = run_store(env, args, config, items, &mut children, &report) => outcome,
         _ = signals.next() => Ok(()),
     };
     report.stopping(children.count());
@@ -120,11 +138,13 @@ async fn run_store(
     env: &Env,
     args: &DemoArgs,
     config: &Config,
+    items: &mut Option<(ItemsFile, Checked)>,
     children: &mut Children,
     report: &Report<'_>,
 ) -> anyhow::Result<()> {
     let secret = Secret::read(&config.secret_file())?;
-    up::bring_up(env, &args.dir, config, &secret, children, report).await?;
+    let first = up::First { dir: &args.dir, config, secret: &secret, items };
+    up::bring_up(env, first, children, report).await?;
     report.servers(children)?;
     if args.client
         && let Err(error) = run_client(env, &args.dir, config, secret).await

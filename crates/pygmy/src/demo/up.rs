@@ -4,14 +4,23 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use http::{Method, StatusCode};
-use pygmy_client::{Answer, Call, Upstream, operator::Founder, store::Patience};
+use pygmy_client::{
+    Answer, Call, Upstream,
+    operator::{Founder, Operator},
+    store::Patience,
+};
 use pygmy_protocol::{Env, RequestContext, http::Secret, registration::Role};
 
 use super::{
     report::{Progress, Report},
     supervise::Children,
 };
-use crate::{books::books, config::Config};
+use crate::{
+    books::books,
+    config::Config,
+    items::{self, Checked, ItemsFile},
+    print,
+};
 
 /// Longest time until all is ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,56 +31,85 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest time until the cluster is made: short of [`READY_TIMEOUT`], so that its reason is told.
 const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(15);
 /// Says, in the demo's directory, that the catalog has its first items.
-const BOOTSTRAPPED: &str = "bootstrapped";
+pub(super) const BOOTSTRAPPED: &str = "bootstrapped";
 
-/// Waits until all servers live, gives the catalog its first items, once, and waits until all
-/// servers are ready.
+/// What a store begins with.
+pub(super) struct First<'a> {
+    pub(super) dir: &'a Path,
+    pub(super) config: &'a Config,
+    pub(super) secret: &'a Secret,
+    /// Instead of the books.
+    pub(super) items: &'a mut Option<(ItemsFile, Checked)>,
+}
+
+/// Waits until all servers are ready and the catalog has its first items, which it is given once.
 ///
 /// # Errors
-/// A server ends, or is not ready in time.
+/// A server ends, or is not ready in time; the items cannot be loaded.
 pub(super) async fn bring_up(
     env: &Env,
-    dir: &Path,
-    config: &Config,
-    secret: &Secret,
+    mut first: First<'_>,
     children: &mut Children,
     report: &Report<'_>,
 ) -> anyhow::Result<()> {
-    let progress = report.progress(config.servers().len());
-    let servers = upstreams(env, config)?;
-    let mut missing = BTreeMap::new();
     let begun = env.now();
     let up = async {
-        wait_for_all(env, &servers, "/livez", &mut missing, &progress).await;
-        let marker = dir.join(BOOTSTRAPPED);
+        wait_until_ready(env, &first, report).await?;
+        let marker = first.dir.join(BOOTSTRAPPED);
         if !marker.exists() {
-            progress.step("making the cluster");
-            bootstrap(env, config, secret).await?;
+            load(env, &mut first).await?;
             super::write(&marker, "The catalog has its first items.\n", 0o644)?;
+        }
+        anyhow::Ok(())
+    };
+    let ended = tokio::select! {
+        ended = up => Some(ended),
+        exit = children.next_exit() => {
+            if let Some(exit) = &exit {
+                report.died(exit);
+            }
+            None
+        }
+    };
+    ended.unwrap_or_else(|| bail!("a server ended before the store was ready"))?;
+    report.ready(env.now().saturating_since(begun))
+}
+
+/// Waits until all servers live, makes them a cluster, once, and waits until all are ready.
+async fn wait_until_ready(env: &Env, first: &First<'_>, report: &Report<'_>) -> anyhow::Result<()> {
+    let progress = report.progress(first.config.servers().len());
+    let servers = upstreams(env, first.config)?;
+    let mut missing = BTreeMap::new();
+    let up = async {
+        wait_for_all(env, &servers, "/livez", &mut missing, &progress).await;
+        if !first.dir.join(BOOTSTRAPPED).exists() {
+            progress.step("making the cluster");
+            bootstrap(env, first).await?;
         }
         progress.step("waiting until all are ready");
         wait_for_all(env, &servers, "/readyz", &mut missing, &progress).await;
         anyhow::Ok(())
     };
-    let ended = tokio::select! {
-        ended = env.timeout(READY_TIMEOUT, up) => ended,
-        exit = children.next_exit() => {
-            progress.clear();
-            if let Some(exit) = &exit {
-                report.died(exit);
-            }
-            bail!("a server ended before the store was ready");
-        }
-    };
+    let ended = env.timeout(READY_TIMEOUT, up).await;
     progress.clear();
     match ended {
-        Ok(result) => result?,
+        Ok(result) => result,
         Err(_) => {
             report.not_ready(&missing);
-            bail!("the store is not ready after {} s", READY_TIMEOUT.as_secs());
+            bail!("the store is not ready after {} s", READY_TIMEOUT.as_secs())
         }
     }
-    report.ready(env.now().saturating_since(begun))
+}
+
+/// Loads the first items from their file, if they come from one. A demo that is stopped meanwhile
+/// goes on with that when it is started again.
+async fn load(env: &Env, first: &mut First<'_>) -> anyhow::Result<()> {
+    let Some((file, checked)) = first.items else { return Ok(()) };
+    let balancers = first.config.urls(Role::Balancer);
+    let operator = Operator::new(env, &balancers, first.secret.clone(), Patience::default());
+    let operator = operator.map_err(|e| anyhow!(e))?;
+    let loaded = items::load(env, &operator, file, *checked, std::future::pending()).await?;
+    Ok(print::line(loaded)?)
 }
 
 fn upstreams(env: &Env, config: &Config) -> anyhow::Result<Vec<(String, Upstream)>> {
@@ -120,10 +158,12 @@ async fn probe(env: &Env, server: &Upstream, path: &str) -> Result<(), String> {
 }
 
 /// Makes the cluster. Asking again is safe: it may have been made just before a demo was stopped.
-async fn bootstrap(env: &Env, config: &Config, secret: &Secret) -> anyhow::Result<()> {
+async fn bootstrap(env: &Env, first: &First<'_>) -> anyhow::Result<()> {
     let patience = Patience { total: BOOTSTRAP_TIMEOUT, ..Patience::default() };
-    let founder = Founder::new(env, &config.urls(Role::Catalog), secret.clone(), patience);
-    let made = founder.map_err(|e| anyhow!(e))?.bootstrap(&books()?).await;
+    let replicas = first.config.urls(Role::Catalog);
+    let founder = Founder::new(env, &replicas, first.secret.clone(), patience);
+    let items = if first.items.is_some() { Vec::new() } else { books()? };
+    let made = founder.map_err(|e| anyhow!(e))?.bootstrap(&items).await;
     made.context("the catalog refuses its first items")?;
     Ok(())
 }

@@ -13,4 +13,5 @@ mod command_line;
 mod demo;
 mod failures;
 mod metrics;
+mod items;
 mod selling;

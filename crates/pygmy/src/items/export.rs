@@ -1,0 +1,88 @@
+//! Writing all items into a file that can be imported.
+//!
+//! Page by page, each as the catalog was at one moment and fresh when it was asked for. Of a store
+//! that sells meanwhile, different pages show different moments.
+
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::Path,
+};
+
+use anyhow::Context;
+use pygmy_client::operator::Operator;
+use pygmy_protocol::item::Item;
+
+use super::{
+    csv,
+    file::{COLUMNS, Format},
+};
+
+/// Writes all items to `path`, whole or not at all; without one, to stdout. Gives how many.
+///
+/// # Errors
+/// The store cannot be read, or the file not be written.
+pub(crate) async fn export(
+    operator: &Operator,
+    path: Option<&Path>,
+    format: Option<Format>,
+) -> anyhow::Result<u64> {
+    let by_name = || path.and_then(Format::of_name);
+    let format = format.or_else(by_name).unwrap_or(Format::Csv);
+    let Some(path) = path else {
+        return write_all(operator, format, BufWriter::new(io::stdout().lock())).await.map(|w| w.0);
+    };
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".new");
+    let cannot = || format!("cannot write {}", path.display());
+    let file = File::create(&unfinished).with_context(cannot)?;
+    let written = async {
+        let (items, out) = write_all(operator, format, BufWriter::new(file)).await?;
+        let file = out.into_inner().map_err(io::IntoInnerError::into_error).with_context(cannot)?;
+        file.sync_all().and_then(|()| fs::rename(&unfinished, path)).with_context(cannot)?;
+        Ok(items)
+    };
+    let written = written.await;
+    if written.is_err() {
+        // Half a file is worth nothing; if it stays, the next export overwrites it.
+        let _ = fs::remove_file(&unfinished);
+    }
+    written
+}
+
+async fn write_all<W: Write>(
+    operator: &Operator,
+    format: Format,
+    mut out: W,
+) -> anyhow::Result<(u64, W)> {
+    if format == Format::Csv {
+        writeln!(out, "{}", COLUMNS.join(","))?;
+    }
+    let (mut items, mut cursor) = (0, None);
+    loop {
+        let page = operator.all_items(cursor.as_deref()).await?;
+        for item in &page.items {
+            match format {
+                Format::Csv => write_csv(&mut out, item)?,
+                Format::Jsonl => {
+                    serde_json::to_writer(&mut out, item)?;
+                    writeln!(out)?;
+                }
+            }
+        }
+        items += page.items.len() as u64;
+        cursor = page.next;
+        if cursor.is_none() {
+            out.flush()?;
+            return Ok((items, out));
+        }
+    }
+}
+
+fn write_csv(out: &mut impl Write, item: &Item) -> io::Result<()> {
+    write!(out, "{},", item.item_number)?;
+    csv::write(out, &item.title)?;
+    write!(out, ",")?;
+    csv::write(out, &item.topic)?;
+    writeln!(out, ",{},{}", item.stock, item.cost)
+}

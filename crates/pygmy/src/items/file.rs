@@ -1,0 +1,338 @@
+//! A file of items, read line by line.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Seek},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use pygmy_protocol::item::{Item, ItemNumber, MAX_NUMBER, MAX_TEXT_BYTES, parse_whole_number};
+use serde::Deserialize;
+use xxhash_rust::xxh3::Xxh3Default;
+
+use super::csv::Record;
+
+/// The columns of a CSV file, and the fields of a JSON line.
+pub(super) const COLUMNS: [&str; 5] = ["itemNumber", "title", "topic", "stock", "cost"];
+/// Longest record: a title and a topic of 500 bytes each, written as clumsily as can be, have 6 KB.
+const MAX_RECORD_BYTES: usize = 64 * 1024;
+const BUFFER_BYTES: usize = 64 * 1024;
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// How the items stand in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Comma-separated, with the header itemNumber,title,topic,stock,cost
+    Csv,
+    /// One JSON object on each line
+    Jsonl,
+}
+
+impl Format {
+    /// What the name of a file says about its format.
+    pub(crate) fn of_name(path: &Path) -> Option<Format> {
+        let extension = path.extension()?.to_str()?.to_ascii_lowercase();
+        match extension.as_str() {
+            "csv" => Some(Format::Csv),
+            "jsonl" | "ndjson" | "json" => Some(Format::Jsonl),
+            _ => None,
+        }
+    }
+}
+
+/// What is wrong with a line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}{}: {reason}", column.as_ref().map_or(String::new(), |c| format!(", column {c}")))]
+pub(crate) struct BadLine {
+    /// Its number, from 1.
+    pub(super) line: u64,
+    /// The name of the column, or the character of a JSON line; none if it is about the whole.
+    pub(super) column: Option<String>,
+    /// What is wrong.
+    pub(super) reason: String,
+}
+
+impl BadLine {
+    pub(super) fn new(line: u64, column: impl ToString, reason: impl Into<String>) -> BadLine {
+        BadLine { line, column: Some(column.to_string()), reason: reason.into() }
+    }
+
+    fn whole(line: u64, reason: impl Into<String>) -> BadLine {
+        BadLine { line, column: None, reason: reason.into() }
+    }
+}
+
+/// What comes next, if anything does, and whether it is good.
+pub(crate) type Next<T> = Option<Result<T, BadLine>>;
+
+/// A file that is being read.
+pub(crate) struct ItemsFile {
+    path: PathBuf,
+    reader: BufReader<File>,
+    format: Format,
+    /// For each column of the file, which of [`COLUMNS`] it is.
+    columns: Vec<usize>,
+    /// Lines read so far.
+    line: u64,
+    buffer: Vec<u8>,
+    /// Of all bytes read so far.
+    hash: Xxh3Default,
+    /// Nothing more is read: it would make no sense.
+    ended: bool,
+}
+
+impl ItemsFile {
+    /// Opens the file at `path`; without a `format`, its name or its first byte tells which it is.
+    pub(crate) fn open(path: &Path, format: Option<Format>) -> anyhow::Result<ItemsFile> {
+        let cannot = || format!("cannot read {}", path.display());
+        let file = File::open(path).with_context(cannot)?;
+        if !file.metadata().with_context(cannot)?.is_file() {
+            // It is read twice.
+            bail!("{} is no file: save the items in one first", path.display());
+        }
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, file);
+        let first = reader.fill_buf().with_context(cannot)?;
+        let first = first.strip_prefix(BYTE_ORDER_MARK).unwrap_or(first).first();
+        let by_content = if first == Some(&b'{') { Format::Jsonl } else { Format::Csv };
+        let format = format.or_else(|| Format::of_name(path)).unwrap_or(by_content);
+        Ok(ItemsFile {
+            path: path.to_owned(),
+            reader,
+            format,
+            columns: Vec::new(),
+            line: 0,
+            buffer: Vec::new(),
+            hash: Xxh3Default::new(),
+            ended: false,
+        })
+    }
+
+    /// Begins again.
+    pub(crate) fn rewind(&mut self) -> anyhow::Result<()> {
+        self.reader.rewind().with_context(|| format!("cannot read {}", self.path.display()))?;
+        (self.line, self.ended) = (0, false);
+        self.columns.clear();
+        self.hash.reset();
+        Ok(())
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A hash of all bytes that were read.
+    pub(crate) fn hash(&self) -> u128 {
+        self.hash.digest128()
+    }
+
+    /// The next item, with the line on which it begins.
+    ///
+    /// # Errors
+    /// The file cannot be read. What is wrong with a line is no error of the whole.
+    pub(crate) fn next(&mut self) -> anyhow::Result<Next<(u64, Item)>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let next = match self.format {
+            Format::Csv => self.next_of_csv(),
+            Format::Jsonl => self.next_of_json(),
+        };
+        next.with_context(|| format!("cannot read {}", self.path.display()))
+    }
+
+    fn next_of_json(&mut self) -> io::Result<Next<(u64, Item)>> {
+        loop {
+            match self.next_line(MAX_RECORD_BYTES)? {
+                None => return Ok(None),
+                Some(Err(bad)) => return Ok(Some(Err(bad))),
+                Some(Ok(())) if self.buffer.trim_ascii().is_empty() => {}
+                Some(Ok(())) => return Ok(Some(self.json_item())),
+            }
+        }
+    }
+
+    fn json_item(&self) -> Result<(u64, Item), BadLine> {
+        let read: JsonLine = serde_json::from_slice(&self.buffer).map_err(|e| {
+            let (text, place) = (e.to_string(), format!(" at line 1 column {}", e.column()));
+            BadLine::new(self.line, e.column(), text.strip_suffix(&place).unwrap_or(&text))
+        })?;
+        let item = Item {
+            item_number: item_number(read.item_number).map_err(|e| self.bad(0, e))?,
+            title: text(read.title).map_err(|e| self.bad(1, e))?,
+            topic: text(read.topic).map_err(|e| self.bad(2, e))?,
+            stock: value(read.stock).map_err(|e| self.bad(3, e))?,
+            cost: value(read.cost).map_err(|e| self.bad(4, e))?,
+        };
+        Ok((self.line, item))
+    }
+
+    fn bad(&self, column: usize, reason: String) -> BadLine {
+        BadLine::new(self.line, COLUMNS[column], reason)
+    }
+
+    fn next_of_csv(&mut self) -> io::Result<Next<(u64, Item)>> {
+        if self.columns.is_empty() {
+            match self.header()? {
+                Ok(columns) => self.columns = columns,
+                Err(bad) => {
+                    self.ended = true;
+                    return Ok(Some(Err(bad)));
+                }
+            }
+        }
+        match self.record()? {
+            None => Ok(None),
+            Some(Err(bad)) => Ok(Some(Err(bad))),
+            Some(Ok((line, fields))) => {
+                Ok(Some(self.csv_item(line, &fields).map(|item| (line, item))))
+            }
+        }
+    }
+
+    /// Which column is which. They may stand in any order.
+    fn header(&mut self) -> io::Result<Result<Vec<usize>, BadLine>> {
+        let expected = format!("the header is {}", COLUMNS.join(","));
+        let (line, names) = match self.record()? {
+            None => return Ok(Err(BadLine::whole(1, format!("the file is empty; {expected}")))),
+            Some(Err(bad)) => return Ok(Err(bad)),
+            Some(Ok(record)) => record,
+        };
+        let mut columns = Vec::new();
+        for name in &names {
+            match COLUMNS.iter().position(|column| column == name) {
+                Some(column) if !columns.contains(&column) => columns.push(column),
+                _ => return Ok(Err(BadLine::new(line, name, expected))),
+            }
+        }
+        Ok(match COLUMNS.get(columns.len()..) {
+            Some([]) => Ok(columns),
+            _ => Err(BadLine::whole(line, format!("columns are missing; {expected}"))),
+        })
+    }
+
+    /// The fields of the next record, and the line on which it begins.
+    fn record(&mut self) -> io::Result<Next<(u64, Vec<String>)>> {
+        let mut record = Record::default();
+        let (mut begin, mut room) = (0, MAX_RECORD_BYTES);
+        loop {
+            match self.next_line(room)? {
+                None if begin == 0 => return Ok(None),
+                None => return Ok(Some(Err(BadLine::whole(begin, "a quote has no end")))),
+                // Within a quote the lines that follow would make no sense.
+                Some(Err(bad)) if begin > 0 => {
+                    self.ended = true;
+                    let reason = format!("a quote has no end: {}", bad.reason);
+                    return Ok(Some(Err(BadLine::whole(begin, reason))));
+                }
+                Some(Err(bad)) => return Ok(Some(Err(bad))),
+                Some(Ok(())) if self.buffer.is_empty() && begin == 0 => continue,
+                Some(Ok(())) => {}
+            }
+            if begin == 0 {
+                begin = self.line;
+            }
+            room = room.saturating_sub(self.buffer.len() + 1);
+            let text = match std::str::from_utf8(&self.buffer) {
+                Ok(text) => text,
+                Err(_) => return Ok(Some(Err(BadLine::whole(self.line, "it is no UTF-8")))),
+            };
+            match record.take(text) {
+                Ok(true) => return Ok(Some(Ok((begin, record.fields)))),
+                Ok(false) => {}
+                Err((field, reason)) => {
+                    let name = match self.columns.get(field) {
+                        Some(column) => COLUMNS[*column].to_owned(),
+                        None => (field + 1).to_string(),
+                    };
+                    return Ok(Some(Err(BadLine::new(self.line, name, reason))));
+                }
+            }
+        }
+    }
+
+    fn csv_item(&self, line: u64, fields: &[String]) -> Result<Item, BadLine> {
+        if fields.len() != COLUMNS.len() {
+            let reason = format!("it has {} fields instead of {}", fields.len(), COLUMNS.len());
+            return Err(BadLine::whole(line, reason));
+        }
+        let mut of_column = [""; COLUMNS.len()];
+        for (field, column) in fields.iter().zip(&self.columns) {
+            of_column[*column] = field;
+        }
+        let bad = |column: usize| move |reason| BadLine::new(line, COLUMNS[column], reason);
+        let [number, title, topic, stock, cost] = of_column;
+        Ok(Item {
+            item_number: whole(number).and_then(item_number).map_err(bad(0))?,
+            title: text(title.to_owned()).map_err(bad(1))?,
+            topic: text(topic.to_owned()).map_err(bad(2))?,
+            stock: whole(stock).and_then(value).map_err(bad(3))?,
+            cost: whole(cost).and_then(value).map_err(bad(4))?,
+        })
+    }
+
+    /// Reads the next line into the buffer, without its line break; of at most `room` bytes.
+    fn next_line(&mut self, room: usize) -> io::Result<Next<()>> {
+        self.buffer.clear();
+        let read = (&mut self.reader).take(room as u64 + 2).read_until(b'\n', &mut self.buffer)?;
+        if read == 0 {
+            return Ok(None);
+        }
+        self.line += 1;
+        self.hash.update(&self.buffer);
+        if self.line == 1 && self.buffer.starts_with(BYTE_ORDER_MARK) {
+            self.buffer.drain(..BYTE_ORDER_MARK.len());
+        }
+        if self.buffer.last() == Some(&b'\n') {
+            self.buffer.pop();
+            if self.buffer.last() == Some(&b'\r') {
+                self.buffer.pop();
+            }
+        }
+        if self.buffer.len() > room {
+            self.ended = true;
+            let reason = format!("a record may have {} KiB", MAX_RECORD_BYTES / 1024);
+            return Ok(Some(Err(BadLine::whole(self.line, reason))));
+        }
+        Ok(Some(Ok(())))
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct JsonLine {
+    item_number: u64,
+    title: String,
+    topic: String,
+    stock: u64,
+    cost: u64,
+}
+
+fn item_number(number: u64) -> Result<ItemNumber, String> {
+    number
+        .try_into()
+        .map_err(|_| format!("an item number is a whole number from 1 to {MAX_NUMBER}"))
+}
+
+fn whole(text: &str) -> Result<u64, String> {
+    parse_whole_number(text).ok_or_else(|| {
+        let shown: String = text.chars().take(30).collect();
+        format!("{shown:?} is no whole number, or too large")
+    })
+}
+
+fn value(number: u64) -> Result<u64, String> {
+    if number > MAX_NUMBER {
+        return Err(format!("{number} is over {MAX_NUMBER}"));
+    }
+    Ok(number)
+}
+
+fn text(text: String) -> Result<String, String> {
+    if text.is_empty() || text.len() > MAX_TEXT_BYTES {
+        return Err(format!("it has {} bytes; 1 to {MAX_TEXT_BYTES} are allowed", text.len()));
+    }
+    Ok(text)
+}
