@@ -52,4 +52,10 @@ pub trait Clock: Send + Sync {
 
     /// Completes after `duration`.
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
+
+    /// Completes after `duration`, as precisely as the machine can: [`Clock::sleep`] may be a
+    /// millisecond late, and costs less.
+    fn sleep_precisely(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        self.sleep(duration)
+    }
 }

@@ -86,6 +86,11 @@ impl Env {
         self.clock.sleep(duration)
     }
 
+    /// The same, as precisely as the machine can.
+    pub fn sleep_precisely(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        self.clock.sleep_precisely(duration)
+    }
+
     /// Runs `future` for at most `limit` of this host's clock.
     ///
     /// # Errors

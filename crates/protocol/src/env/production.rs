@@ -18,9 +18,15 @@ use std::{
 use rustix::{
     fs::{FallocateFlags, fallocate, statvfs},
     net::sockopt,
-    time::{ClockId, clock_gettime},
+    time::{
+        ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
+        clock_gettime, timerfd_create, timerfd_settime,
+    },
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    net::{TcpListener, TcpStream},
+};
 
 use super::{
     BoxFuture, Clock, Connection, Env, File, Files, Instant, Listener, LockGuard, Network, Random,
@@ -54,6 +60,27 @@ impl Clock for MachineClock {
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
         Box::pin(tokio::time::sleep(duration))
     }
+
+    fn sleep_precisely(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            // No descriptor left, for example.
+            if kernel_timer(duration).await.is_err() {
+                tokio::time::sleep(duration).await;
+            }
+        })
+    }
+}
+
+/// Waits for a timer of the kernel: tokio's are whole milliseconds.
+#[allow(deprecated, reason = "sound for an OwnedFd; what replaces it is unsafe")]
+async fn kernel_timer(duration: Duration) -> io::Result<()> {
+    let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+    let timer = timerfd_create(TimerfdClockId::Boottime, flags)?;
+    // Zero would never ring.
+    let value = duration.max(Duration::from_nanos(1)).try_into().map_err(io::Error::other)?;
+    let once = Itimerspec { it_interval: Timespec::default(), it_value: value };
+    timerfd_settime(&timer, TimerfdTimerFlags::empty(), &once)?;
+    AsyncFd::with_interest(timer, Interest::READABLE)?.readable().await.map(drop)
 }
 
 struct MachineRandom;
