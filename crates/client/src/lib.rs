@@ -11,7 +11,8 @@
 //!
 //! Customers use the store through a [`store::Store`], its operator through an
 //! [`operator::Operator`]; the client process of the reference design ([`process`]) and its test
-//! cases ([`cases`]) are made of these two.
+//! cases ([`cases`]) are made of these two. The load generator ([`mod@bench`]) has connections of
+//! its own, which cost less.
 
 mod attempts;
 mod balancers;
@@ -28,6 +29,8 @@ pub mod store;
 
 pub mod cases;
 pub mod process;
+
+pub mod bench;
 
 pub use attempts::{Attempts, call_any};
 pub use balancers::Balancers;

@@ -7,7 +7,7 @@ use http::Method;
 use pygmy_protocol::{
     Env, IdempotencyKey, RequestContext,
     http::Secret,
-    item::{Item, ItemNumber},
+    item::{Item, ItemNumber, ItemPage, PageRequest},
 };
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -70,19 +70,47 @@ impl Operator {
         self.send(Method::GET, format!("/query/{item}")).await
     }
 
+    /// Adds items, so many as fit one request; a number that exists already is left as it is.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn add_items(&self, items: &[Item]) -> Result<(), StoreError> {
+        let call = self.keyed(Method::POST, "/items".to_owned());
+        let call = call.with_json(&serde_json::json!({ "items": items }));
+        self.servers.call(&call).await.map(drop)
+    }
+
+    /// A page of a topic, as the catalog has it; `topic` has no characters to encode.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub(crate) async fn page(
+        &self,
+        topic: &str,
+        cursor: Option<&str>,
+    ) -> Result<ItemPage, StoreError> {
+        let limit = PageRequest::MAX_LIMIT;
+        let cursor = cursor.map(|cursor| format!("&cursor={cursor}")).unwrap_or_default();
+        let target = format!("/query/{topic}?limit={limit}{cursor}");
+        self.ask(self.keyed(Method::GET, target)).await
+    }
+
     async fn update(&self, target: String) -> Result<Item, StoreError> {
         self.send(Method::POST, target).await
     }
 
     async fn send(&self, method: Method, target: String) -> Result<Item, StoreError> {
-        let context = RequestContext::fresh(&self.env, self.servers.patience.total);
-        let key = IdempotencyKey::random(&self.env);
-        let call = Call::new(method, target, context).with_secret(&self.secret);
-        self.ask(call.with_key(&key)).await
+        self.ask(self.keyed(method, target)).await
     }
 
     async fn ask<T: DeserializeOwned>(&self, call: Call) -> Result<T, StoreError> {
         parse(&self.servers.call(&call).await?)
+    }
+
+    fn keyed(&self, method: Method, target: String) -> Call {
+        let context = RequestContext::fresh(&self.env, self.servers.patience.total);
+        let key = IdempotencyKey::random(&self.env);
+        Call::new(method, target, context).with_secret(&self.secret).with_key(&key)
     }
 }
 

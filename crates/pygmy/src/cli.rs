@@ -11,7 +11,7 @@ use pygmy_protocol::{
     registration::Role,
 };
 
-use crate::items::Format;
+use crate::{bench::BenchArgs, items::Format};
 
 /// Where `pygmy demo` keeps a store unless told otherwise.
 pub(crate) const DEMO_DIR: &str = "pygmy-data";
@@ -34,6 +34,7 @@ Examples:
   pygmy demo                          the whole store on this machine
   pygmy search 'Distributed Systems'  what there is in a topic
   pygmy buy 2 --expected-cost 150000  a copy of item 2, at 1500.00 or not at all
+  pygmy bench --mix buy=1             how many buys a second it takes
   pygmy admin status                  how the servers are
 
 Exit codes:
@@ -59,6 +60,7 @@ pub(crate) enum Command {
     Buy(BuyArgs),
     Order(OrderArgs),
     Client(ClientArgs),
+    Bench(BenchArgs),
     Admin(AdminArgs),
     /// Check or show a configuration file
     Config {
@@ -488,6 +490,9 @@ mod tests {
             "pygmy config check f --set x",
             "pygmy admin import --discard a/b",
             "pygmy admin import f --format xml",
+            "pygmy bench --mix sell=1",
+            "pygmy bench --rate 0",
+            "pygmy bench --connections 0",
         ] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");

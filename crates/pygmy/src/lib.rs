@@ -6,8 +6,9 @@
 //! `pygmy serve` reads the configuration (`config`), builds what the tier needs to know of it and
 //! runs the tier (`serve`); `pygmy demo` writes such a configuration and runs every server of it
 //! as a child process (`demo`). Customers (`shop`) talk to front ends, operators (`admin`)
-//! to balancers and catalog replicas, both through `pygmy_client`. Files of `items` are checked,
-//! loaded and written for both the demo and the operators.
+//! to balancers and catalog replicas, both through `pygmy_client`; so does the load generator
+//! (`bench`), which measures a store. Files of `items` are checked, loaded and written for both
+//! the demo and the operators.
 
 mod cli;
 
@@ -19,6 +20,7 @@ mod demo;
 mod items;
 
 mod admin;
+mod bench;
 mod client;
 mod shop;
 
@@ -56,6 +58,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Buy(args) => shop::buy(&args),
         Command::Order(args) => shop::order(&args),
         Command::Client(args) => client::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Admin(args) => admin::run(&args),
         Command::Config { command: ConfigCommand::Check(args) } => config::command::check(&args),
         Command::Config { command: ConfigCommand::Show(args) } => config::command::show(&args),

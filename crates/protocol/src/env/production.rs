@@ -299,3 +299,19 @@ impl Drop for ThreadWake {
         self.thread.unpark();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_precise_sleep_is_never_too_short() {
+        let env = environment();
+        for micros in [0, 1, 100, 1_500] {
+            let duration = Duration::from_micros(micros);
+            let from = env.now();
+            env.sleep_precisely(duration).await;
+            assert!(env.now().saturating_since(from) >= duration, "{micros} us");
+        }
+    }
+}

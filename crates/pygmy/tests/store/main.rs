@@ -9,9 +9,10 @@ mod exposition;
 mod harness;
 
 mod bad_input;
+mod bench;
 mod command_line;
 mod demo;
 mod failures;
-mod metrics;
 mod items;
+mod metrics;
 mod selling;
