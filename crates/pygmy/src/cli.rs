@@ -496,7 +496,8 @@ mod tests {
         ] {
             let error = parse(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{line}");
-            let told = [ErrorKind::ValueValidation, ErrorKind::UnknownArgument];
+            let told =
+                [ErrorKind::ValueValidation, ErrorKind::InvalidValue, ErrorKind::UnknownArgument];
             assert!(told.contains(&error.kind()), "{line}: {error}");
         }
     }
