@@ -1,14 +1,22 @@
 //! The cluster's secret, which every internal route asks for.
 
-use std::{fmt, io, path::Path, sync::Arc};
+use std::{
+    convert::Infallible,
+    fmt, io,
+    path::Path,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use axum::{
     Router,
-    extract::{Request, State},
-    middleware::{self, Next},
+    extract::Request,
     response::{IntoResponse, Response},
+    routing::{Route, future::RouteFuture},
 };
+use futures_util::future::{Either, Ready, ready};
 use http::{HeaderMap, HeaderValue, header};
+use tower::{Service, layer::layer_fn};
 
 use crate::{
     env::Env,
@@ -79,16 +87,34 @@ impl fmt::Debug for Secret {
 
 /// Lets only requests with the secret through to `router`; others get 401.
 pub fn internal<S: Clone + Send + Sync + 'static>(router: Router<S>, secret: &Secret) -> Router<S> {
-    router.route_layer(middleware::from_fn_with_state(Arc::new(secret.clone()), check))
+    let secret = Arc::new(secret.clone());
+    router.route_layer(layer_fn(move |inner| Guarded { secret: Arc::clone(&secret), inner }))
 }
 
-async fn check(State(secret): State<Arc<Secret>>, request: Request, next: Next) -> Response {
-    if secret.matches(request.headers()) {
-        return next.run(request).await;
+/// An endpoint behind the secret.
+#[derive(Clone)]
+struct Guarded {
+    secret: Arc<Secret>,
+    inner: Route,
+}
+
+impl Service<Request> for Guarded {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Either<RouteFuture<Infallible>, Ready<Result<Response, Infallible>>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Service::<Request>::poll_ready(&mut self.inner, context)
     }
-    Problem::new(
-        Code::SecretRequired,
-        "this route needs the cluster's secret: Authorization: Bearer …",
-    )
-    .into_response()
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        if self.secret.matches(request.headers()) {
+            return Either::Left(self.inner.call(request));
+        }
+        let problem = Problem::new(
+            Code::SecretRequired,
+            "this route needs the cluster's secret: Authorization: Bearer …",
+        );
+        Either::Right(ready(Ok(problem.into_response())))
+    }
 }

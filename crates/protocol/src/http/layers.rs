@@ -2,23 +2,24 @@
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     sync::{Arc, OnceLock, PoisonError, RwLock},
+    task::{Context, Poll},
 };
 
 use axum::{
     Router,
     extract::{Request, State},
-    middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{self, get},
 };
 use http::{HeaderValue, StatusCode, header};
-use tower::{Layer, layer::layer_fn};
+use tower::{Service, layer::layer_fn};
 
 use super::{Json, Limits, measure::Route};
 use crate::{
     context::{REQUEST_ID, RequestContext},
-    env::Env,
+    env::{BoxFuture, Env},
     metrics::{self, Metrics},
     problem::{Code, Problem},
 };
@@ -98,7 +99,7 @@ pub fn wrap(router: Router, env: &Env, limits: &Limits, probes: &Probes) -> Rout
     // Put around each endpoint on its own: so that each keeps its route's measures.
     let around_endpoint = layer_fn(move |inner: routing::Route| {
         let endpoint = Endpoint { around: Arc::clone(&around), route: OnceLock::new() };
-        middleware::from_fn_with_state(Arc::new(endpoint), around_request).layer(inner)
+        Measured { endpoint: Arc::new(endpoint), inner }
     });
     router
         .route("/livez", get(livez))
@@ -166,43 +167,71 @@ struct Endpoint {
     route: OnceLock<Arc<Route>>,
 }
 
-async fn around_request(
-    State(endpoint): State<Arc<Endpoint>>,
-    mut request: Request,
-    next: Next,
-) -> Response {
-    let Around { env, limits, tier, metrics } = &*endpoint.around;
-    let route = endpoint.route.get_or_init(|| metrics.routes().find(tier, &request));
-    let in_flight = route.begin();
-    // In-process calls bring their context along; from a socket it is in the headers.
-    let context = match request.extensions().get::<RequestContext>() {
-        Some(context) => context.clone(),
-        None => RequestContext::arriving(env, request.headers(), limits.request_timeout()),
-    };
-    let begun = env.now();
-    let line = tracing::enabled!(tracing::Level::DEBUG)
-        .then(|| format!("{} {}", request.method(), request.uri().path()));
-    let mut response = if header_bytes(&request) > limits.max_header_bytes {
-        let detail = format!(
-            "target and headers may have {} bytes (max_header_bytes)",
-            limits.max_header_bytes
-        );
-        Problem::new(Code::HeadersTooLarge, detail).into_response()
-    } else {
-        request.extensions_mut().insert(context.clone());
-        next.run(request).await
-    };
-    let took = env.now().saturating_since(begun);
-    in_flight.answered(response.status(), took);
-    if let Some(line) = line {
-        let ms = took.as_secs_f64() * 1e3;
-        let id = context.id.to_str().unwrap_or_default();
-        tracing::debug!(request_id = id, status = response.status().as_u16(), ms, "{line}");
+/// An endpoint with what is around it. A service of its own and not axum's `from_fn`, which clones
+/// the endpoint and boxes it and its answer once more for each request.
+#[derive(Clone)]
+struct Measured {
+    endpoint: Arc<Endpoint>,
+    inner: routing::Route,
+}
+
+impl Service<Request> for Measured {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Service::<Request>::poll_ready(&mut self.inner, context)
     }
-    let headers = response.headers_mut();
-    headers.insert(REQUEST_ID, context.id);
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
-    response
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let endpoint = Arc::clone(&self.endpoint);
+        let Around { env, limits, tier, metrics } = &*endpoint.around;
+        let route = endpoint.route.get_or_init(|| metrics.routes().find(tier, &request));
+        let route = Arc::clone(route);
+        // In-process calls bring their context along; from a socket it is in the headers.
+        let context = match request.extensions().get::<RequestContext>() {
+            Some(context) => context.clone(),
+            None => {
+                let context =
+                    RequestContext::arriving(env, request.headers(), limits.request_timeout());
+                request.extensions_mut().insert(context.clone());
+                context
+            }
+        };
+        let line = tracing::enabled!(tracing::Level::DEBUG)
+            .then(|| format!("{} {}", request.method(), request.uri().path()));
+        let answering = if header_bytes(&request) > limits.max_header_bytes {
+            Err(headers_too_large(limits))
+        } else {
+            Ok(self.inner.call(request))
+        };
+        Box::pin(async move {
+            let env = &endpoint.around.env;
+            let (in_flight, begun) = (route.begin(), env.now());
+            let mut response = match answering {
+                Ok(answering) => answering.await?,
+                Err(problem) => problem.into_response(),
+            };
+            let took = env.now().saturating_since(begun);
+            in_flight.answered(response.status(), took);
+            if let Some(line) = line {
+                let ms = took.as_secs_f64() * 1e3;
+                let id = context.id.to_str().unwrap_or_default();
+                tracing::debug!(request_id = id, status = response.status().as_u16(), ms, "{line}");
+            }
+            let headers = response.headers_mut();
+            headers.insert(REQUEST_ID, context.id);
+            headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));
+            Ok(response)
+        })
+    }
+}
+
+fn headers_too_large(limits: &Limits) -> Problem {
+    let detail =
+        format!("target and headers may have {} bytes (max_header_bytes)", limits.max_header_bytes);
+    Problem::new(Code::HeadersTooLarge, detail)
 }
 
 fn header_bytes(request: &Request) -> usize {
