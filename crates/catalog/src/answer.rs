@@ -11,7 +11,7 @@ use pygmy_protocol::env::BoxFuture;
 
 use crate::{
     peer::{Answering, Message, Reply},
-    propose::{Attempt, propose},
+    propose::WriteError,
     raft::{SnapshotMeta, Vote},
     replica::Shared,
     state::{SnapshotFile, StateError},
@@ -81,10 +81,11 @@ async fn answer_raft(shared: &Shared, message: Message) -> Reply {
 async fn answer_follower(shared: &Shared, message: Message) -> Reply {
     match message {
         Message::Forward { requests, deadline_ms } => {
-            match propose(shared, requests, Duration::from_millis(deadline_ms)).await {
-                Attempt::Done(outcomes) => Reply::Outcomes(outcomes),
-                Attempt::NotDone(_) => Reply::NotLeader,
-                Attempt::Unknown(why) => Reply::Unknown(why),
+            let deadline = shared.env.now() + Duration::from_millis(deadline_ms);
+            match shared.queue.write_forwarded(requests, deadline).await {
+                Ok(outcomes) => Reply::Outcomes(outcomes),
+                Err(WriteError::NotDone(_)) => Reply::NotLeader,
+                Err(WriteError::Unknown(why)) => Reply::Unknown(why),
             }
         }
         Message::ReadIndex if shared.gate.progress().leads.is_some() => {

@@ -1,9 +1,9 @@
 //! Writes: from a waiting request to its outcome.
 //!
 //! Every changing request of this replica waits in one queue. Whatever waits when the last batch
-//! was handed over goes together: on the leader as one log entry, on a follower as one message to
-//! the leader. A batch is tried again, with its keys, until its deadline; what was handed over
-//! once may have been done, and only a success is final then.
+//! was handed over goes together: on a follower as one message to the leader, where it joins what
+//! waits there; on the leader as one log entry. A batch is tried again, with its keys, until its
+//! deadline; what was handed over once may have been done, and only a success is final then.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ use crate::{
 
 /// Batches under way at a time: enough to keep the log busy while earlier ones replicate, few
 /// enough that waiting requests gather.
-const BATCHES_UNDER_WAY: usize = 16;
+const BATCHES_UNDER_WAY: usize = 4;
 /// Times that the batcher lets other tasks run before it closes a batch: requests that are ready
 /// at the same time join it. Measured: each of the first three raises the throughput.
 const YIELDS: usize = 3;
@@ -59,11 +59,20 @@ impl From<WriteError> for Problem {
     }
 }
 
-/// A request that waits for its outcome.
+/// Requests that wait for their outcomes together: one that came to this replica, or those that a
+/// follower has forwarded in one message.
 pub(crate) struct Waiting {
-    request: Request,
+    requests: Vec<Request>,
     deadline: Instant,
-    reply: oneshot::Sender<Result<Outcome, WriteError>>,
+    /// The follower looks for the leader itself: what it forwarded goes no further.
+    forwarded: bool,
+    reply: oneshot::Sender<Result<Vec<Outcome>, WriteError>>,
+}
+
+impl Waiting {
+    fn weight(&self) -> usize {
+        self.requests.iter().map(|request| request.command.weight()).sum()
+    }
 }
 
 /// The way into the queue.
@@ -97,8 +106,31 @@ impl Queue {
         request: Request,
         deadline: Instant,
     ) -> Result<Outcome, WriteError> {
-        let (reply, outcome) = oneshot::channel();
-        self.sender.try_send(Waiting { request, deadline, reply }).map_err(|error| {
+        let outcomes = self.wait(vec![request], deadline, false).await?;
+        // One for each request.
+        let nothing = || WriteError::Unknown("there is no outcome".to_owned());
+        outcomes.into_iter().next().ok_or_else(nothing)
+    }
+
+    /// Has what a follower has forwarded applied and released. Gives one outcome for each request;
+    /// nothing is done if this replica does not lead.
+    pub(crate) async fn write_forwarded(
+        &self,
+        requests: Vec<Request>,
+        deadline: Instant,
+    ) -> Result<Vec<Outcome>, WriteError> {
+        self.wait(requests, deadline, true).await
+    }
+
+    async fn wait(
+        &self,
+        requests: Vec<Request>,
+        deadline: Instant,
+        forwarded: bool,
+    ) -> Result<Vec<Outcome>, WriteError> {
+        let (reply, outcomes) = oneshot::channel();
+        let waiting = Waiting { requests, deadline, forwarded, reply };
+        self.sender.try_send(waiting).map_err(|error| {
             WriteError::NotDone(match error {
                 mpsc::error::TrySendError::Full(_) => {
                     self.rejected.inc();
@@ -108,8 +140,8 @@ impl Queue {
             })
         })?;
         let limit = deadline.saturating_since(self.env.now()) + GRACE;
-        match self.env.timeout(limit, outcome).await {
-            Ok(Ok(outcome)) => outcome,
+        match self.env.timeout(limit, outcomes).await {
+            Ok(Ok(outcomes)) => outcomes,
             Ok(Err(_)) => Err(WriteError::Unknown("the replica is stopping".to_owned())),
             Err(_) => Err(WriteError::Unknown("the deadline passed".to_owned())),
         }
@@ -125,12 +157,12 @@ pub(crate) async fn run_batches(shared: Arc<Shared>, mut queue: mpsc::Receiver<W
         for _ in 0..YIELDS {
             tokio::task::yield_now().await;
         }
-        let mut weight = first.request.command.weight();
+        let mut weight = first.weight();
         let mut batch = vec![first];
         while weight < most
             && let Ok(next) = queue.try_recv()
         {
-            weight += next.request.command.weight();
+            weight += next.weight();
             batch.push(next);
         }
         let shared = Arc::clone(&shared);
@@ -157,11 +189,16 @@ async fn submit(shared: &Shared, mut batch: Vec<Waiting>) {
     let mut maybe_done = None;
     let mut reason = "there is no leader".to_owned();
     loop {
-        batch = give_up_expired(shared, batch, &reason, maybe_done.as_deref());
+        let leader = shared.leadership.borrow().leader.clone();
+        let now = shared.env.now();
+        let leads = leader.as_ref().is_some_and(|leader| leader.is_me);
+        let goes_on = |waiting: &Waiting| now < waiting.deadline && (leads || !waiting.forwarded);
+        batch = give_up(batch, goes_on, &reason, maybe_done.as_deref());
         let Some(deadline) = batch.iter().map(|w| w.deadline).max() else { return };
-        let limit = deadline.saturating_since(shared.env.now());
-        match attempt(shared, &batch, limit).await {
-            Attempt::Done(outcomes) if outcomes.len() == batch.len() => {
+        let requests: Vec<_> = batch.iter().flat_map(|w| w.requests.iter().cloned()).collect();
+        let expected = requests.len();
+        match attempt(shared, leader, requests, deadline.saturating_since(now)).await {
+            Attempt::Done(outcomes) if outcomes.len() == expected => {
                 return answer(batch, outcomes, maybe_done.as_deref());
             }
             Attempt::Done(_) => maybe_done = Some("the leader gave too few outcomes".to_owned()),
@@ -172,15 +209,15 @@ async fn submit(shared: &Shared, mut batch: Vec<Waiting>) {
     }
 }
 
-fn give_up_expired(
-    shared: &Shared,
+/// Keeps what goes on and answers the rest.
+fn give_up(
     batch: Vec<Waiting>,
+    goes_on: impl Fn(&Waiting) -> bool,
     reason: &str,
     maybe_done: Option<&str>,
 ) -> Vec<Waiting> {
-    let now = shared.env.now();
-    let (live, expired): (Vec<_>, Vec<_>) = batch.into_iter().partition(|w| now < w.deadline);
-    for waiting in expired {
+    let (live, given_up): (Vec<_>, Vec<_>) = batch.into_iter().partition(goes_on);
+    for waiting in given_up {
         // The handler may have given up before.
         let _ = waiting.reply.send(Err(match maybe_done {
             Some(why) => WriteError::Unknown(why.to_owned()),
@@ -191,12 +228,14 @@ fn give_up_expired(
 }
 
 fn answer(batch: Vec<Waiting>, outcomes: Vec<Outcome>, maybe_done: Option<&str>) {
-    for (waiting, outcome) in batch.into_iter().zip(outcomes) {
+    let mut outcomes = outcomes.into_iter();
+    for waiting in batch {
+        let own: Vec<_> = outcomes.by_ref().take(waiting.requests.len()).collect();
         // After an attempt whose end is not known, a refusal proves nothing: that attempt may
         // still be done after this one.
         let result = match maybe_done {
-            Some(why) if proves_nothing(&outcome) => Err(WriteError::Unknown(why.to_owned())),
-            _ => Ok(outcome),
+            Some(why) if own.iter().any(proves_nothing) => Err(WriteError::Unknown(why.to_owned())),
+            _ => Ok(own),
         };
         let _ = waiting.reply.send(result);
     }
@@ -208,9 +247,12 @@ fn proves_nothing(outcome: &Outcome) -> bool {
     outcome.problem().is_some() && *outcome != Outcome::KeyReused && !planted!(RefusalAfterUnknown)
 }
 
-async fn attempt(shared: &Shared, batch: &[Waiting], limit: Duration) -> Attempt {
-    let leader = shared.leadership.borrow().leader.clone();
-    let requests = batch.iter().map(|w| w.request.clone()).collect();
+async fn attempt(
+    shared: &Shared,
+    leader: Option<Leader>,
+    requests: Vec<Request>,
+    limit: Duration,
+) -> Attempt {
     match leader {
         None => Attempt::NotDone("there is no leader".to_owned()),
         #[cfg(feature = "planted-bugs")]
