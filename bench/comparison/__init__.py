@@ -1,0 +1,1 @@
+"""Pygmy in turns with its peers; see bench/README.md."""
