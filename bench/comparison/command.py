@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,8 @@ from .stage import SIGNALS, Failure, Interrupted, say
 BENCH = programs.ROOT / "bench"
 OUT = programs.TARGET / "bench"
 IN_MEMORY = ("tmpfs", "ramfs")
+# Processes that run or want to, of the last minute, on a machine that does nothing else.
+QUIET_LOAD = 0.5
 SETTINGS = """\
 - Everything is on loopback of one machine, the load generators too.
 - Buys are durable on two of three servers before they are answered; three replicas share a disk.
@@ -25,8 +28,9 @@ WAIT waits for has not fsynced yet, which favours Redis. No rewrite of the file 
 pgbench with two threads, no checkpoint during the run.
 - etcd: compare-and-swap of the stock and the order in one transaction over gRPC at the leader; \
 a swap that fails tries again with the value that it is told.
-- Pygmy: `pygmy demo`, every request over HTTP through its front ends with a key of its own, \
-default settings.
+- Pygmy: `pygmy demo --layout nodes`, three processes with all tiers in each; "each tier its own \
+process" is `--layout tiers`, nine processes. Every buy is an HTTP request at one of the front \
+ends, with a key of its own. Default settings.
 - Lookups and balancers: wrk for all; every server has {threads} thread(s) for requests.
 """
 
@@ -39,7 +43,7 @@ def main():
     SIGNALS.catch()
     try:
         if arguments.report:
-            data = merged(arguments.report)
+            data = merged([json.loads(file.read_text()) for file in arguments.report])
         else:
             data = compare(arguments)
         show(data, arguments)
@@ -70,7 +74,8 @@ def parser():
                       "target/bench")
     made.add_argument("--report", metavar="FILE", nargs="+", type=Path,
                       help="measure nothing: make table and plot of what earlier runs have left")
-    made.add_argument("--self-test", action="store_true", help="test this program, and nothing else")
+    made.add_argument("--self-test", action="store_true",
+                      help="test this program, and nothing else")
     return made
 
 
@@ -95,6 +100,10 @@ def whole(low, high):
 
 def compare(arguments):
     """Measures; gives all there is to know of the run."""
+    load = os.getloadavg()[0]
+    if load > QUIET_LOAD:
+        say(f"this machine is busy with other things (load {load:.1f}): the results will not be "
+            "worth much")
     programs.install_missing([name for part in arguments.only for name in PROGRAMS[part]])
     programs.build()
     directory = Path(tempfile.mkdtemp(prefix="pygmy-bench-", dir=arguments.dir)).resolve()
@@ -108,7 +117,7 @@ def compare(arguments):
         data = {
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
             "command": " ".join(["bench/run", *sys.argv[1:]]),
-            "machine": machine.describe(directory),
+            "machine": machine.describe(directory) | {"load before the run": f"{load:.1f}"},
             "versions": programs.versions(),
             "seconds": arguments.seconds, "warmUp": comparison.warm_up,
             "runs": comparison.runs, "leftOut": comparison.left_out,
@@ -122,14 +131,16 @@ def compare(arguments):
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def merged(files):
+def merged(all_data):
     """What several runs have left, as one; machine and versions are those of the first."""
-    all_data = [json.loads(file.read_text()) for file in files]
     first = all_data[0]
     first["command"] = "; ".join(data["command"] for data in all_data)
     for data in all_data[1:]:
-        first["runs"] += data["runs"]
-        first["leftOut"] += data["leftOut"]
+        # Rounds go on counting where both have measured the same.
+        both = {run["measure"] for run in first["runs"]} & {run["measure"] for run in data["runs"]}
+        before = max((run["round"] for run in first["runs"] if run["measure"] in both), default=0)
+        for name in ("runs", "leftOut"):
+            first[name] += [each | {"round": each["round"] + before} for each in data[name]]
     return first
 
 

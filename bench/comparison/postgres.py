@@ -33,6 +33,7 @@ SOLD = f"SELECT (SELECT count(*) FROM orders), (SELECT sum({COPIES} - stock) FRO
 # it. Room for 256 buyers.
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
+    "unix_socket_directories": "",
     "max_connections": 300,
     "shared_buffers": "256MB",
     "max_wal_size": "8GB",
@@ -66,7 +67,7 @@ def postgres_store(parent):
                        user=user, cwd=work, stdin=sql)
 
         def start(name, port, **more):
-            more |= {"port": port, "unix_socket_directories": work}
+            more |= {"port": port}
             stage.start(name, [server, "-D", data[name], *settings(**more)], user,
                         # Ends sessions instead of waiting for them.
                         stop_signal=signal.SIGINT)
@@ -99,6 +100,8 @@ def postgres_store(parent):
             for old in work.glob("latency*"):
                 old.unlink()
             measured = pgbench(load.seconds, "-l", "--log-prefix", work / "latency")
+            if not transactions(measured):
+                raise Failure("nothing was sold")
             done += transactions(measured)
             orders, sold = map(int, psql(SOLD).split())
             if not orders == sold == done:

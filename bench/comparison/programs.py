@@ -86,8 +86,8 @@ def install_missing(names):
 
 
 def build():
-    """Builds Pygmy and the peers' tools. The first time takes minutes."""
-    say("building")
+    """Builds Pygmy and the peers' tools, unless they are up to date."""
+    say("building; the first time takes minutes")
     cargo = ["cargo", "build", "--release", "--locked"]
     run([*cargo, "-p", "pygmy", "--target-dir", TARGET], BUILD_S, cwd=ROOT)
     run([*cargo, "--target-dir", PEERS_TARGET], BUILD_S, cwd=ROOT / "bench/peers")

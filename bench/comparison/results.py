@@ -24,7 +24,8 @@ MEASURES = {
     "buys-256-7": Measure("buys, 256 clients, 7 hot items", "/s"),
     "lookup-1-p50": Measure("a cached lookup, 1 connection, p50", "ms", False),
     "lookups-64": Measure("cached lookups, 64 connections", "/s"),
-    "lookups-hot": Measure("the same, of items of which 10,000 a second are bought", "/s"),
+    "lookups-hot": Measure("cached lookups of items that are being bought, 64 connections",
+                           "/s"),
     "balancer-1-p50": Measure("through a balancer, 1 connection, p50", "ms", False),
     "balancer-64": Measure("through a balancer, 64 connections", "/s"),
 }
@@ -39,6 +40,7 @@ class Row:
     value: float
     # Of each round that has both; empty for Pygmy itself.
     ratios: tuple = ()
+    remark: str = ""
 
     @property
     def ratio(self):
@@ -63,8 +65,15 @@ def rows_of(measure, runs):
         ratios = () if subject == PYGMY else tuple(
             ratio(measure, pygmy[number], value)
             for number, value in values.items() if number in pygmy)
-        table.append(Row(measure, subject, median(values.values()), ratios))
+        remark = remark_on([each["found"] for each in runs if each["subject"] == subject])
+        table.append(Row(measure, subject, median(values.values()), ratios, remark))
     return table
+
+
+def remark_on(found):
+    """What else must be known about a value."""
+    bought = [each["buysPerSecond"] for each in found if "buysPerSecond" in each]
+    return f", {figure(median(bought))} buys/s meanwhile" if bought else ""
 
 
 def ratio(measure, pygmy, other):
@@ -81,7 +90,7 @@ def markdown(table):
         last = row.measure
         value = f"{figure(row.value)} {row.measure.unit}".replace(" /s", "/s")
         name = f"**{row.subject}**" if row.subject == PYGMY else row.subject
-        lines.append(f"| {title} | {name} | {value} | {spread(row)} |")
+        lines.append(f"| {title} | {name}{row.remark} | {value} | {spread(row)} |")
     return "\n".join(lines)
 
 
@@ -111,10 +120,11 @@ def every_round(runs):
              "|---|---|" + "---:|" * len(numbers)]
     for name, measure in MEASURES.items():
         subjects = dict.fromkeys(run["subject"] for run in runs if run["measure"] == name)
+        first = next(iter(subjects), None)
         for subject in subjects:
             values = {run["round"]: run["value"] for run in runs
                       if run["measure"] == name and run["subject"] == subject}
             cells = [figure(values[n]) if n in values else "-" for n in numbers]
-            lines.append(f"| {measure.title}, {measure.unit} | {subject} | "
-                         + " | ".join(cells) + " |")
+            title = f"{measure.title}, {measure.unit}" if subject == first else ""
+            lines.append(f"| {title} | {subject} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -37,6 +37,8 @@ WARM_UP_S = 2
 # Longer than wrk takes, so that all its time is among buys.
 MORE_BUYING_S = 4
 HOT_ITEMS = 7
+# What a server or a generator may come to, or print.
+UNEXPECTED = (Failure, OSError, ValueError, KeyError)
 
 
 class Comparison:
@@ -65,10 +67,14 @@ class Comparison:
             try:
                 with start(self.directory) as running:
                     measure(subject, running)
-            except Failure as failure:
-                say(f"{subject} is left out: {failure}")
-                self.left_out.append({"round": number, "part": part, "subject": subject,
-                                      "why": str(failure)})
+            except UNEXPECTED as failure:
+                self.leave_out(number, part, subject, failure)
+
+    def leave_out(self, number, part, subject, failure):
+        """Keeps why something was not measured."""
+        say(f"{subject} is left out: {failure}")
+        self.left_out.append({"round": number, "part": part, "subject": subject,
+                              "why": str(failure)})
 
     def buys(self, number):
         """Every store, under every load."""
@@ -117,10 +123,8 @@ class Comparison:
 
                 measure("none: axum itself", constant)
                 self.each(number, "balancer", subjects, measure)
-        except Failure as failure:
-            say(f"balancers are left out: {failure}")
-            self.left_out.append({"round": number, "part": "balancer", "subject": "all",
-                                  "why": str(failure)})
+        except UNEXPECTED as failure:
+            self.leave_out(number, "balancer", "the constant behind them", failure)
 
     def ask_with_all(self, target):
         """What wrk finds with each number of connections."""

@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 # Below the ports that Linux gives to outgoing connections.
 PORTS = range(20_000, 32_000)
@@ -96,18 +98,22 @@ class Stage:
     """A directory and the processes in it; both are gone at the end of the `with` block."""
 
     def __init__(self, parent, name):
-        self.directory = parent / name
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=parent))
         self.processes = []
 
     def __enter__(self):
-        self.directory.mkdir()
+        # Servers that run as a user of their own must get through.
         self.directory.chmod(0o711)
         return self
 
     def __exit__(self, *_):
         with SIGNALS.later():
-            for process in reversed(self.processes):
-                process.stop()
+            # All at once: members that are left alone might wait for the others.
+            for process in self.processes:
+                process.ask_to_stop()
+            deadline = time.monotonic() + STOP_S
+            for process in self.processes:
+                process.stop(deadline)
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def own_directory(self, name, user=None):
@@ -177,11 +183,13 @@ class Process:
         text = self.log.read_text(errors="replace")
         return " | ".join(text.strip().splitlines()[-LOG_LINES_SHOWN:])
 
-    def stop(self):
-        """Ends it and what is left of its group."""
+    def ask_to_stop(self):
+        """Sends the signal at which it should end."""
         if self.lives():
             os.kill(self.popen.pid, self.stop_signal)
-        deadline = time.monotonic() + STOP_S
+
+    def stop(self, deadline):
+        """Waits until it ends, kills it at the deadline, and what is left of its group."""
         while self.lives() and time.monotonic() < deadline:
             time.sleep(POLL_S)
         try:

@@ -5,10 +5,12 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from unittest import mock
 from xml.etree import ElementTree
 
-from . import command, plot, postgres, results, web
+from . import command, plot, postgres, programs, results, rounds, web
 from .buys import pygmy_sales
 from .stage import Failure, Interrupted, Signals, Stage
 
@@ -112,6 +114,35 @@ class Table(unittest.TestCase):
         self.assertEqual(bars, ["ahead", "behind"])
 
 
+class LeftOut(unittest.TestCase):
+    """What cannot be measured is said, and the others are measured all the same."""
+
+    def test_a_missing_program(self):
+        @contextmanager
+        def store(_parent):
+            programs.need("etcd")
+            yield None
+
+        measured = []
+        comparison = rounds.Comparison(Path(), seconds=1, rounds=1)
+        with mock.patch.object(programs, "find", return_value=None), mock.patch.object(
+                rounds, "say"):
+            comparison.each(1, "buys", {"etcd": store, "none": nullcontext},
+                            lambda subject, _: measured.append(subject))
+        self.assertEqual(measured, ["none"])
+        data = {"leftOut": comparison.left_out}
+        self.assertEqual(command.left_out(data), "\nLeft out in round 1: etcd (buys): etcd is "
+                         "missing (package etcd-server)\n")
+
+    def test_runs_that_have_measured_the_same_become_more_rounds(self):
+        def data():
+            return {"command": "run", "runs": [run_of("Redis", 1, 5)], "leftOut": []}
+
+        other = data() | {"runs": [run_of("axum", 1, 5, "lookups-64")]}
+        found = command.merged([data(), data(), other])
+        self.assertEqual([run["round"] for run in found["runs"]], [1, 2, 1])
+
+
 class Arguments(unittest.TestCase):
     """What can be asked for."""
 
@@ -133,7 +164,7 @@ class Processes(unittest.TestCase):
                 child = int(program.log.read_text())
             self.assertIsNotNone(program.popen.returncode)
             self.assertFalse(runs(child))
-            self.assertFalse((Path(directory) / "stage").exists())
+            self.assertEqual(list(Path(directory).iterdir()), [])
 
     def test_a_signal_waits_for_what_must_be_done_to_its_end(self):
         signals, done = Signals(), []

@@ -124,6 +124,10 @@ def ask(parent, target, connections, seconds):
 def parse_wrk(said):
     """What wrk prints, as numbers. An answer that is no 200 is a Failure."""
     found = {}
+    wrong = [line.strip() for line in said.splitlines()
+             if "Non-2xx" in line or "Socket errors" in line]
+    if wrong:
+        raise Failure(f"wrk: {'; '.join(wrong)}")
     for line in said.splitlines():
         words = line.split()
         if line.startswith("Requests/sec:"):
@@ -132,8 +136,6 @@ def parse_wrk(said):
             found[f"p{words[0][:-1]}Ms"] = milliseconds(words[1])
         elif "requests in" in line:
             found["done"] = int(words[0])
-        elif "Non-2xx" in line or "Socket errors" in line:
-            raise Failure(f"wrk: {line.strip()}")
     if len(found) != 4 or not found["done"]:
         raise Failure("wrk does not say what it found")
     return found

@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::timeout};
 
 /// How much longer than planned a run may take before it counts as stuck.
-const GRACE: Duration = Duration::from_secs(15);
+const GRACE: Duration = Duration::from_secs(30);
 /// Latencies from a microsecond to a minute, to three digits.
 const SLOWEST_US: u64 = 60_000_000;
 const DIGITS: u8 = 3;
+/// A day.
+const SECONDS_MAX: u64 = 86_400;
 
 /// What is asked for.
 #[derive(Args, Clone, Debug)]
@@ -30,10 +32,10 @@ pub(crate) struct Load {
     #[arg(long, default_value_t = 1_000_000)]
     pub(crate) stock: u64,
     /// Not measured
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(..=SECONDS_MAX))]
     pub(crate) warm_up: u64,
     /// Measured
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=SECONDS_MAX))]
     pub(crate) seconds: u64,
 }
 
