@@ -37,6 +37,8 @@ WARM_UP_S = 2
 # Longer than wrk takes, so that all its time is among buys.
 MORE_BUYING_S = 4
 HOT_ITEMS = 7
+# One that Pygmy's balancer passes on to a catalog server.
+BALANCED_PATH = "/query/1"
 # What a server or a generator may come to, or print.
 UNEXPECTED = (Failure, OSError, ValueError, KeyError)
 
@@ -117,6 +119,7 @@ class Comparison:
                     for name, start in BALANCERS.items()}
 
                 def measure(subject, target):
+                    target.paths = [BALANCED_PATH]
                     found = self.ask_with_all(target)
                     self.note(number, "balancer-1-p50", subject, found[1]["p50Ms"], found[1])
                     self.note(number, "balancer-64", subject, found[64]["perSecond"], found[64])
