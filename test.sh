@@ -43,6 +43,11 @@ step "dependencies: licences, sources, bans"
 # Known vulnerabilities need a database from the network: `cargo deny check advisories` there.
 "$(cargo_deny)" --locked --log-level error check bans licenses sources
 
+if have python3; then
+    step "the comparison with other stores: its own tests"
+    python3 bench/run --self-test
+fi
+
 step "unit, property and process tests"
 cargo test --locked --workspace
 

@@ -6,6 +6,7 @@
 
 use std::{io, time::Duration};
 
+use clap::ValueEnum;
 use pygmy_protocol::{Env, env::Random};
 
 use crate::{
@@ -14,8 +15,8 @@ use crate::{
     trace::note,
 };
 
-/// A kind of fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// A kind of fault. [`ValueEnum`] lists them all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Fault {
     /// kill -9 of one server.
     Kill,
@@ -52,28 +53,6 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    const ALL: [Fault; 16] = {
-        use Fault::*;
-        [
-            Kill,
-            PowerLoss,
-            PowerLossOfAll,
-            DieWriting,
-            Pause,
-            Isolate,
-            Split,
-            CutPair,
-            CutOneWay,
-            Flap,
-            Break,
-            Stall,
-            Slow,
-            SlowDisk,
-            FailSync,
-            ClockJump,
-        ]
-    };
-
     /// The scenario that has it, beside [`Scenario::All`]; some are in two.
     fn is_of(self, scenario: Scenario) -> bool {
         use Fault::*;
@@ -93,7 +72,7 @@ impl Fault {
 }
 
 /// Which faults a run may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Scenario {
     /// All kinds
     All,
@@ -132,7 +111,8 @@ impl Faults {
     /// Draws the kinds and how often they come; `limit` at most.
     pub(crate) fn draw(rng: &Rng, env: &Env, scenario: Scenario, limit: Option<u64>) -> Faults {
         let rng = rng.fork();
-        let all: Vec<_> = Fault::ALL.into_iter().filter(|fault| fault.is_of(scenario)).collect();
+        let all: Vec<_> =
+            Fault::value_variants().iter().copied().filter(|f| f.is_of(scenario)).collect();
         let chance = *rng.pick(&[15, 45]);
         let mut kinds: Vec<_> = all.iter().copied().filter(|_| rng.percent(chance)).collect();
         if kinds.is_empty() && !all.is_empty() {
