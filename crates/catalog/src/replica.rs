@@ -33,7 +33,7 @@ use crate::{
     ready::watch_readiness,
     release::Gate,
     retire::hand_over,
-    state::{AppliedHook, Reader, SnapshotStore, StateConfig, StateMachine},
+    state::{AppliedHook, KeyIndexConfig, Reader, SnapshotStore, StateConfig, StateMachine},
 };
 
 /// Pages of SQLite's write-ahead log at which it is checkpointed, and how many more a replica may
@@ -211,6 +211,10 @@ pub(crate) async fn start(
 fn state_config(settings: &Settings, name: &str) -> StateConfig {
     let stagger = xxhash_rust::xxh3::xxh3_64(name.as_bytes()) % CHECKPOINT_STAGGER;
     StateConfig {
+        key_index: KeyIndexConfig {
+            run_orders: settings.key_run_orders,
+            ..KeyIndexConfig::default()
+        },
         requests_log_bytes: settings.requests_log_bytes,
         requests_log_files: settings.requests_log_files,
         // Replicas apply the same at the same time; their checkpoints should not come together.

@@ -409,5 +409,6 @@ log_segment_bytes = 65536
 log_cache_bytes = 16384
 snapshot_log_entries = 120
 log_entries_kept = 10
+key_run_orders = 8
 
 ";

@@ -1,8 +1,9 @@
 //! Judging requests: the rules of the store.
 //!
 //! A [`Group`] is the work of one transaction. Items that are touched stay in memory until
-//! [`Group::finish`], so that a thousand sales of one item are one UPDATE. Orders and keys go
-//! straight into the transaction, where later requests of the same group find them.
+//! [`Group::finish`], so that a thousand sales of one item are one UPDATE. Orders, with their keys,
+//! and other keys go straight into the transaction, where later requests of the same group find
+//! them.
 //!
 //! Everything here is a function of the entries and the state: no clock, no random numbers. Bad
 //! values are refused by the routes; what slipped through must still not be an error here, for
@@ -26,6 +27,7 @@ use super::{
     error::nonsense,
     hash::fingerprint,
     imports::{count_topic, hiding, import_of},
+    keys::KeyIndex,
     meta::{LastLines, Meta},
     requests_log,
     rows::{ItemRow, KeyRow, Made, OrderRow, TableRow},
@@ -47,6 +49,8 @@ pub(super) struct Applied {
 pub(super) struct Group<'a> {
     pub(super) db: &'a Connection,
     pub(super) meta: Meta,
+    keys: &'a mut KeyIndex,
+    orders_before: u64,
     /// Only such as can be seen: a hidden one may be dropped.
     items: BTreeMap<ItemNumber, Touched>,
     lines: String,
@@ -62,8 +66,9 @@ struct Touched {
 
 impl<'a> Group<'a> {
     /// Begins where `meta` stands, in the transaction that is open on `db`.
-    pub(super) fn new(db: &'a Connection, meta: Meta) -> Group<'a> {
-        Group { db, meta, items: BTreeMap::new(), lines: String::new() }
+    pub(super) fn new(db: &'a Connection, meta: Meta, keys: &'a mut KeyIndex) -> Group<'a> {
+        let orders_before = meta.orders;
+        Group { db, meta, keys, orders_before, items: BTreeMap::new(), lines: String::new() }
     }
 
     /// Applies one entry.
@@ -103,6 +108,7 @@ impl<'a> Group<'a> {
                 .wrapping_add(touched.row.hash());
         }
         self.meta.store(self.db)?;
+        self.keys.write(self.db, self.meta.orders - self.orders_before)?;
         Ok((self.meta, self.lines))
     }
 
@@ -137,17 +143,24 @@ impl<'a> Group<'a> {
         changed: &mut BTreeSet<CacheKey>,
     ) -> rusqlite::Result<Outcome> {
         let fingerprint = fingerprint(&request.command);
-        if let Some(known) = KeyRow::find_key(self.db, &request.key)? {
-            return match known.fingerprint == fingerprint {
-                true => self.replay(&known.made),
+        if let Some(row) = self.keys.find(self.db, &request.key)? {
+            return match row.fingerprint == fingerprint {
+                true => Ok(Outcome::Ordered { order: row.order, replayed: true }),
                 false => Ok(Outcome::KeyReused),
             };
         }
-        let outcome = self.command(time_ms, request, changed)?;
+        if let Some(row) = KeyRow::find_key(self.db, &request.key)? {
+            return match row.fingerprint == fingerprint {
+                true => replay(&row.made),
+                false => Ok(Outcome::KeyReused),
+            };
+        }
+        let outcome = self.command(time_ms, request, fingerprint, changed)?;
         let made = match &outcome {
+            // The order has its key with it.
             Outcome::Ordered { order, .. } => {
                 changed.insert(CacheKey::Item(order.item_number));
-                Made::Order(order.order_number)
+                return Ok(outcome);
             }
             Outcome::Updated { item, .. } => {
                 changed.insert(CacheKey::Item(item.item_number));
@@ -166,9 +179,6 @@ impl<'a> Group<'a> {
             | Outcome::ItemExists { .. }
             | Outcome::ImportRefused(_) => return Ok(outcome),
         };
-        if planted!(KeyNotStored) && matches!(made, Made::Order(_)) {
-            return Ok(outcome);
-        }
         self.insert(&KeyRow { key: request.key.clone(), fingerprint, made })?;
         self.meta.keys += 1;
         Ok(outcome)
@@ -178,11 +188,13 @@ impl<'a> Group<'a> {
         &mut self,
         time_ms: u64,
         request: &Request,
+        fingerprint: u128,
         changed: &mut BTreeSet<CacheKey>,
     ) -> rusqlite::Result<Outcome> {
         match &request.command {
             Command::Buy { item, quantity, expected_cost } => {
-                self.buy(time_ms, &request.key, *item, *quantity, *expected_cost)
+                let key = (&request.key, fingerprint);
+                self.buy(time_ms, key, *item, *quantity, *expected_cost)
             }
             Command::ReduceStock { item } => {
                 self.update(*item, |row| match row.item.stock.checked_sub(1) {
@@ -207,7 +219,7 @@ impl<'a> Group<'a> {
     fn buy(
         &mut self,
         time_ms: u64,
-        key: &IdempotencyKey,
+        (key, fingerprint): (&IdempotencyKey, u128),
         number: ItemNumber,
         quantity: u64,
         expected_cost: Option<u64>,
@@ -235,9 +247,15 @@ impl<'a> Group<'a> {
             cost: row.item.cost,
             stock,
         };
-        let row = OrderRow { order, time_ms, key: key.clone() };
+        let key = match planted!(KeyNotStored) {
+            true => OrderRow::no_key(order_number)?,
+            false => key.clone(),
+        };
+        let row = OrderRow { order, time_ms, key, fingerprint };
         self.insert(&row)?;
+        self.keys.add(&row.key, order_number);
         self.meta.orders += 1;
+        self.meta.keys += 1;
         Ok(Outcome::Ordered { order: row.order, replayed: false })
     }
 
@@ -285,16 +303,6 @@ impl<'a> Group<'a> {
         Ok(Outcome::Added { items: added, replayed: false })
     }
 
-    fn replay(&self, made: &Made) -> rusqlite::Result<Outcome> {
-        match made {
-            Made::Order(number) => match OrderRow::find_number(self.db, *number)? {
-                Some(row) => Ok(Outcome::Ordered { order: row.order, replayed: true }),
-                None => Err(nonsense(format!("a key belongs to order {number}, which is missing"))),
-            },
-            Made::Outcome(outcome) => postcard::from_bytes(outcome).map_err(nonsense),
-        }
-    }
-
     /// The item in memory, if it can be seen; read on first use.
     fn touch(&mut self, number: ItemNumber) -> rusqlite::Result<Option<&mut Touched>> {
         match self.items.entry(number) {
@@ -328,6 +336,13 @@ fn set_stock(row: &mut ItemRow, stock: u64) -> rusqlite::Result<bool> {
     row.adjusted = adjusted.ok_or_else(|| nonsense("the stock was adjusted beyond all numbers"))?;
     row.item.stock = stock;
     Ok(true)
+}
+
+fn replay(made: &Made) -> rusqlite::Result<Outcome> {
+    match made {
+        Made::Outcome(outcome) => postcard::from_bytes(outcome).map_err(nonsense),
+        Made::Order(number) => Err(nonsense(format!("order {number} is without its key"))),
+    }
 }
 
 /// Keeps the outcome for replays. Part of the state hash: variants and fields of [`Outcome`] may

@@ -25,7 +25,8 @@ use rusqlite::{Connection, TransactionBehavior};
 
 use super::{
     StateError,
-    rows::{ItemRow, TableRow},
+    keys::{self, KeyIndexConfig},
+    rows::{ItemRow, KeyRow, Made, OrderRow, TableRow},
     schema,
     snapshot::{self, Record},
     store::SnapshotFile,
@@ -37,7 +38,11 @@ pub(super) fn clean_up(path: &Path) -> Result<(), StateError> {
 }
 
 /// Loads `file` into a new database beside the one at `path`, complete and durable.
-pub(super) fn load(file: &SnapshotFile, path: &Path) -> Result<(), StateError> {
+pub(super) fn load(
+    file: &SnapshotFile,
+    path: &Path,
+    key_index: KeyIndexConfig,
+) -> Result<(), StateError> {
     clean_up(path)?;
     let new = beside(path, ".new");
     let fill = || {
@@ -48,10 +53,14 @@ pub(super) fn load(file: &SnapshotFile, path: &Path) -> Result<(), StateError> {
         schema::create(&db)?;
         let transaction =
             rusqlite::Transaction::new_unchecked(&db, TransactionBehavior::Immediate)?;
+        schema::expect_keys_of_orders(&db)?;
         let meta = snapshot::scan(file, |record| insert(&db, record))?;
+        schema::put_keys_to_orders(&db)?;
         schema::count_topics(&db)?;
         meta.store(&db)?;
         transaction.commit()?;
+        // Here, and not when it is opened: buys go on in the old database meanwhile.
+        keys::catch_up(&db, key_index)?;
         Ok(())
     };
     fill().map_err(|e: StateError| e.in_database(&new))?;
@@ -87,6 +96,12 @@ fn insert(db: &Connection, record: &Record) -> Result<(), StateError> {
         }
         Record::Import(row) => row.insert(db)?,
         Record::Order(row) => row.insert(db)?,
+        Record::KeyedOrder(fingerprint, row) => {
+            OrderRow { fingerprint: *fingerprint, ..row.clone() }.insert(db)?;
+        }
+        Record::Key(KeyRow { made: Made::Order(order), fingerprint, .. }) => {
+            schema::keep_key_of_order(db, *order, *fingerprint)?;
+        }
         Record::Key(row) => row.insert(db)?,
         // The scan keeps these two to itself.
         Record::Start { .. } | Record::End { .. } => {}

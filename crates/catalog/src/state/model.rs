@@ -10,7 +10,10 @@ use pygmy_protocol::{
     order::{Order, OrderNumber},
 };
 
-use super::testing::{Replica, buy, item, number, request, set_stock};
+use super::{
+    StateConfig,
+    testing::{Replica, buy, item, number, replayed, request, set_stock},
+};
 
 /// The rules of the store, as plainly as they can be said.
 #[derive(Default)]
@@ -154,16 +157,6 @@ impl Model {
     }
 }
 
-fn replayed(outcome: Outcome) -> Outcome {
-    match outcome {
-        Outcome::Ordered { order, .. } => Outcome::Ordered { order, replayed: true },
-        Outcome::Updated { item, .. } => Outcome::Updated { item, replayed: true },
-        Outcome::Added { items, .. } => Outcome::Added { items, replayed: true },
-        Outcome::Imported { items, .. } => Outcome::Imported { items, replayed: true },
-        refusal => refusal,
-    }
-}
-
 fn commands() -> impl Strategy<Value = Command> {
     let n = 1..6_u64;
     prop_oneof![
@@ -217,7 +210,10 @@ proptest! {
 
         let mut one_by_one = Replica::new();
         prop_assert_eq!(&apply(&mut one_by_one, &entries, 1), &expected);
-        let mut grouped = Replica::new();
+        // Another index of keys, with a part of it in each place.
+        let mut config = StateConfig::default();
+        config.key_index.run_orders = 5;
+        let mut grouped = Replica::with(config);
         prop_assert_eq!(&apply(&mut grouped, &entries, group), &expected);
 
         // Replicas agree, however the entries came, also in their text logs.

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
 };
 
 use pygmy_protocol::{
@@ -14,6 +14,7 @@ use rusqlite::{Connection, params};
 
 use super::{
     SnapshotStore, StateError, imports,
+    keys::KeyIndex,
     meta::Meta,
     rows::{ItemRow, OrderRow, TableRow, sql, whole},
     schema, verify,
@@ -143,7 +144,7 @@ impl Reader {
     /// Reads the whole state and checks that it adds up: every stock, every count, and the state
     /// hash. Takes as long as reading everything does.
     pub(crate) fn verify(&self) -> Result<Read<()>, StateError> {
-        self.read(|db| verify::verify(db, self.shared.pool.path()))
+        self.read(|db| verify::verify(db, &self.shared))
     }
 
     fn read<T>(
@@ -198,11 +199,17 @@ fn items_of_topic(
 pub(super) struct Shared {
     pub(super) pool: Pool,
     meta: Mutex<Arc<Meta>>,
+    keys: Mutex<KeyIndex>,
 }
 
 impl Shared {
-    pub(super) fn new(pool: Pool, meta: &Meta) -> Shared {
-        Shared { pool, meta: Mutex::new(Arc::new(meta.clone())) }
+    pub(super) fn new(pool: Pool, meta: &Meta, keys: KeyIndex) -> Shared {
+        Shared { pool, meta: Mutex::new(Arc::new(meta.clone())), keys: Mutex::new(keys) }
+    }
+
+    /// The index of keys. The writer holds it while it applies a group: be brief.
+    pub(super) fn keys(&self) -> MutexGuard<'_, KeyIndex> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where the state stands, as last published.

@@ -33,7 +33,8 @@ fn item_number(row: &Row<'_>, column: usize) -> rusqlite::Result<ItemNumber> {
     whole(row, column)?.try_into().map_err(nonsense)
 }
 
-fn key(row: &Row<'_>, column: usize) -> rusqlite::Result<IdempotencyKey> {
+/// An Idempotency-Key.
+pub(super) fn key(row: &Row<'_>, column: usize) -> rusqlite::Result<IdempotencyKey> {
     row.get_ref(column)?.as_str()?.parse().map_err(nonsense)
 }
 
@@ -190,12 +191,16 @@ impl TableRow for ItemRow {
     }
 }
 
-/// An order, when it was made and under which key.
+/// An order, when it was made, and the key that made it. It is two rows of the replicated state:
+/// the order, and the [`KeyRow`] of its key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct OrderRow {
     pub(super) order: Order,
     pub(super) time_ms: u64,
     pub(super) key: IdempotencyKey,
+    /// That of the key. A snapshot has it beside the row.
+    #[serde(skip)]
+    pub(super) fingerprint: u128,
 }
 
 impl OrderRow {
@@ -205,11 +210,30 @@ impl OrderRow {
     ) -> rusqlite::Result<Option<OrderRow>> {
         Self::find(db, "order_number = ?1", sql(number.0))
     }
+
+    /// The part of the order alone.
+    pub(super) fn hash_without_key(&self) -> u128 {
+        Canonical::new("order")
+            .number(self.order.order_number.0)
+            .number(self.order.item_number.get())
+            .text(&self.order.title)
+            .number(self.order.quantity)
+            .number(self.order.cost)
+            .number(self.order.stock)
+            .number(self.time_ms)
+            .text(self.key.as_str())
+            .hash()
+    }
+
+    /// For the planted bugs: a key that nobody has sent.
+    pub(super) fn no_key(number: OrderNumber) -> rusqlite::Result<IdempotencyKey> {
+        format!("no-key-{number}").parse().map_err(nonsense)
+    }
 }
 
 impl TableRow for OrderRow {
-    const SELECT: &str =
-        "SELECT order_number, item_number, title, quantity, cost, stock, time_ms, key FROM orders";
+    const SELECT: &str = "SELECT order_number, item_number, title, quantity, cost, stock, time_ms, key, fingerprint \
+         FROM orders";
 
     fn read(row: &Row<'_>) -> rusqlite::Result<OrderRow> {
         Ok(OrderRow {
@@ -223,13 +247,15 @@ impl TableRow for OrderRow {
             },
             time_ms: whole(row, 6)?,
             key: key(row, 7)?,
+            fingerprint: wide(row, 8)?,
         })
     }
 
     fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
         let mut statement = db.prepare_cached(
-            "INSERT INTO orders (order_number, item_number, title, quantity, cost, stock, time_ms, key) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO orders \
+             (order_number, item_number, title, quantity, cost, stock, time_ms, key, fingerprint) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?;
         statement.execute(params![
             sql(self.order.order_number.0),
@@ -240,25 +266,18 @@ impl TableRow for OrderRow {
             sql(self.order.stock),
             sql(self.time_ms),
             self.key.as_str(),
+            self.fingerprint.to_le_bytes(),
         ])?;
         Ok(())
     }
 
     fn hash(&self) -> u128 {
-        Canonical::new("order")
-            .number(self.order.order_number.0)
-            .number(self.order.item_number.get())
-            .text(&self.order.title)
-            .number(self.order.quantity)
-            .number(self.order.cost)
-            .number(self.order.stock)
-            .number(self.time_ms)
-            .text(self.key.as_str())
-            .hash()
+        let made = Made::Order(self.order.order_number);
+        self.hash_without_key().wrapping_add(hash_of_key(&self.key, self.fingerprint, &made))
     }
 }
 
-/// A key that changed something.
+/// A key that changed something. The table has those that made no order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct KeyRow {
     pub(super) key: IdempotencyKey,
@@ -270,7 +289,7 @@ pub(super) struct KeyRow {
 /// What a request made, from which a replay is answered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Made {
-    /// An order.
+    /// An order. Such a key has no row of its own but in snapshots of version 1.
     Order(OrderNumber),
     /// Something else: the outcome that a replay gets, as postcard.
     Outcome(Vec<u8>),
@@ -286,39 +305,36 @@ impl KeyRow {
 }
 
 impl TableRow for KeyRow {
-    const SELECT: &str = "SELECT key, fingerprint, order_number, outcome FROM keys";
+    const SELECT: &str = "SELECT key, fingerprint, outcome FROM keys";
 
     fn read(row: &Row<'_>) -> rusqlite::Result<KeyRow> {
-        let made = match row.get(3)? {
-            Some(outcome) => Made::Outcome(outcome),
-            None => Made::Order(OrderNumber(whole(row, 2)?)),
-        };
+        let made = Made::Outcome(row.get(2)?);
         Ok(KeyRow { key: key(row, 0)?, fingerprint: wide(row, 1)?, made })
     }
 
     fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
-        let (order, outcome) = match &self.made {
-            Made::Order(number) => (Some(sql(number.0)), None),
-            Made::Outcome(outcome) => (None, Some(outcome)),
+        let Made::Outcome(outcome) = &self.made else {
+            return Err(nonsense(format!(
+                "the key {} belongs into the row of its order",
+                self.key
+            )));
         };
-        let mut statement = db.prepare_cached(
-            "INSERT INTO keys (key, fingerprint, order_number, outcome) VALUES (?, ?, ?, ?)",
-        )?;
-        statement.execute(params![
-            self.key.as_str(),
-            self.fingerprint.to_le_bytes(),
-            order,
-            outcome
-        ])?;
+        let mut statement =
+            db.prepare_cached("INSERT INTO keys (key, fingerprint, outcome) VALUES (?, ?, ?)")?;
+        statement.execute(params![self.key.as_str(), self.fingerprint.to_le_bytes(), outcome])?;
         Ok(())
     }
 
     fn hash(&self) -> u128 {
-        let row = Canonical::new("key").text(self.key.as_str()).wide(self.fingerprint);
-        match &self.made {
-            Made::Order(number) => row.text("order").number(number.0),
-            Made::Outcome(outcome) => row.text("outcome").bytes(outcome),
-        }
-        .hash()
+        hash_of_key(&self.key, self.fingerprint, &self.made)
     }
+}
+
+fn hash_of_key(key: &IdempotencyKey, fingerprint: u128, made: &Made) -> u128 {
+    let row = Canonical::new("key").text(key.as_str()).wide(fingerprint);
+    match made {
+        Made::Order(number) => row.text("order").number(number.0),
+        Made::Outcome(outcome) => row.text("outcome").bytes(outcome),
+    }
+    .hash()
 }

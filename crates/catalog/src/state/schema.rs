@@ -2,9 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
+use pygmy_protocol::order::OrderNumber;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
-use super::{StateError, meta::Meta};
+use super::{StateError, meta::Meta, rows::sql};
 
 /// Version of the tables below. A file with a higher one is refused.
 const SCHEMA_VERSION: u32 = 2;
@@ -18,7 +19,7 @@ const PREPARED_STATEMENTS: usize = 64;
 const WAL_BYTES_KEPT: u32 = 64 * 1024 * 1024;
 
 /// The rows of `items`, `imports`, `orders` and `keys` are the replicated state; `topics` follows
-/// from `items`, and `meta` says where the state stands.
+/// from `items`, `key_index` from `orders`, and `meta` says where the state stands.
 const TABLES: &str = "
     CREATE TABLE meta (
         id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -52,17 +53,30 @@ const TABLES: &str = "
         cost INTEGER NOT NULL,
         stock INTEGER NOT NULL,
         time_ms INTEGER NOT NULL,
-        key TEXT NOT NULL
+        key TEXT NOT NULL,
+        fingerprint BLOB NOT NULL
     ) STRICT;
+";
+
+/// What version 2 brought for keys. The table has those that made no order; those of orders are in
+/// `orders` and are found as [`super::keys`] says.
+const KEYS: &str = "
     CREATE TABLE keys (
         key TEXT PRIMARY KEY,
         fingerprint BLOB NOT NULL,
-        order_number INTEGER,
-        outcome BLOB
+        outcome BLOB NOT NULL
     ) STRICT, WITHOUT ROWID;
+    CREATE TABLE key_index (
+        run INTEGER,
+        hash INTEGER,
+        order_number INTEGER,
+        PRIMARY KEY (run, hash, order_number)
+    ) STRICT, WITHOUT ROWID;
+    ALTER TABLE meta ADD COLUMN indexed_orders INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE meta ADD COLUMN index_run_orders INTEGER NOT NULL DEFAULT 0;
 ";
 
-/// What version 2 brought. `topics` counts the items of unfinished imports apart, those of all
+/// What version 2 brought for items. `topics` counts the items of unfinished imports apart, those of all
 /// others under import 0. The items of a topic are in the order of their imports first, so that a
 /// search leaps over an import that is not published, however large it is.
 const IMPORTS: &str = "
@@ -88,6 +102,23 @@ const FROM_VERSION_1: &str = "
     ALTER TABLE items ADD COLUMN import INTEGER NOT NULL DEFAULT 0;
     DROP INDEX items_of_topic;
     DROP TABLE topics;
+    ALTER TABLE orders ADD COLUMN fingerprint BLOB NOT NULL
+        DEFAULT x'00000000000000000000000000000000';
+    ALTER TABLE keys RENAME TO keys_1;
+";
+
+/// Puts the fingerprints of the table `keys_1`, which is as `keys` was in version 1, into the rows
+/// of their orders. Its keys are in no order: they are sorted once, so that what is written is
+/// written from front to back, also where nothing of this fits the memory. The `+` keeps SQLite
+/// from reading all orders where there are no such keys.
+const FINGERPRINTS_FROM_VERSION_1: &str = "
+    CREATE TABLE fingerprints (order_number INTEGER PRIMARY KEY, fingerprint BLOB NOT NULL) STRICT;
+    INSERT INTO fingerprints SELECT order_number, fingerprint FROM keys_1
+        WHERE order_number IS NOT NULL ORDER BY order_number;
+    DROP TABLE keys_1;
+    UPDATE orders SET fingerprint = fingerprints.fingerprint FROM fingerprints
+        WHERE +fingerprints.order_number = orders.order_number;
+    DROP TABLE fingerprints;
 ";
 
 /// Opens the database for the writer; a missing one is made.
@@ -103,7 +134,7 @@ pub(super) fn open_writer(
         db.pragma_update(None, "synchronous", "NORMAL")?;
         db.pragma_update(None, "wal_autocheckpoint", wal_autocheckpoint_pages)?;
         db.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
-        // 64 MiB: the items that sell and the upper pages of the keys stay in memory.
+        // 64 MiB: the items that sell and the upper pages of the tables stay in memory.
         db.pragma_update(None, "cache_size", -64 * 1024)?;
         check_version(&db, path)?;
         Ok(db)
@@ -125,9 +156,10 @@ pub(super) fn open_reader(path: &Path) -> rusqlite::Result<Connection> {
 pub(super) fn create(db: &Connection) -> rusqlite::Result<()> {
     let transaction = rusqlite::Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
     db.execute_batch(TABLES)?;
+    db.execute_batch(KEYS)?;
     db.execute_batch(IMPORTS)?;
     db.execute(
-        "INSERT INTO meta VALUES (1, ?, NULL, NULL, x'', x'', 0, 0, 0, 0, 0)",
+        "INSERT INTO meta VALUES (1, ?, NULL, NULL, x'', x'', 0, 0, 0, 0, 0, 0, 0)",
         [SCHEMA_VERSION],
     )?;
     Meta::default().store(db)?;
@@ -147,14 +179,41 @@ fn check_version(db: &Connection, path: &Path) -> Result<(), StateError> {
     }
 }
 
-/// From version 1, all or nothing. Takes some seconds for a million items.
+/// From version 1, all or nothing. Takes some seconds for a million items or orders.
 fn migrate(db: &Connection) -> rusqlite::Result<()> {
     let transaction = rusqlite::Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
     db.execute_batch(FROM_VERSION_1)?;
+    db.execute_batch(KEYS)?;
     db.execute_batch(IMPORTS)?;
     count_topics(db)?;
+    db.execute(
+        "INSERT INTO keys SELECT key, fingerprint, outcome FROM keys_1 WHERE outcome IS NOT NULL",
+        (),
+    )?;
+    db.execute_batch(FINGERPRINTS_FROM_VERSION_1)?;
     db.execute("UPDATE meta SET schema_version = ?", [SCHEMA_VERSION])?;
     transaction.commit()
+}
+
+/// Makes room for the keys of orders that a snapshot of version 1 has apart from their orders.
+pub(super) fn expect_keys_of_orders(db: &Connection) -> rusqlite::Result<()> {
+    db.execute_batch("CREATE TABLE keys_1 (order_number INTEGER, fingerprint BLOB) STRICT")
+}
+
+/// Keeps such a key until [`put_keys_to_orders`].
+pub(super) fn keep_key_of_order(
+    db: &Connection,
+    order: OrderNumber,
+    fingerprint: u128,
+) -> rusqlite::Result<()> {
+    let mut insert = db.prepare_cached("INSERT INTO keys_1 VALUES (?, ?)")?;
+    insert.execute(params![sql(order.0), fingerprint.to_le_bytes()])?;
+    Ok(())
+}
+
+/// Puts all that were kept into the rows of their orders.
+pub(super) fn put_keys_to_orders(db: &Connection) -> rusqlite::Result<()> {
+    db.execute_batch(FINGERPRINTS_FROM_VERSION_1)
 }
 
 /// Counts the empty table of topics anew.
@@ -171,6 +230,8 @@ pub(super) fn count_topics(db: &Connection) -> rusqlite::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use pygmy_protocol::command::Outcome;
+
     use super::*;
 
     #[test]
@@ -189,9 +250,11 @@ mod tests {
 
     #[test]
     fn a_database_of_version_1_goes_on() {
-        use super::super::testing::{Replica, buy};
+        use super::super::testing::{Replica, buy, replayed, set_stock};
         let mut replica = Replica::stocked();
-        replica.one("k1", buy(1, 2));
+        let made = replica.one("k1", buy(1, 2));
+        replica.one("k2", buy(1, 1));
+        replica.one("k0", set_stock(2, 1));
         let before = replica.reader().status();
         replica.close();
         let db = Connection::open(replica.dir.path().join("catalog.db")).unwrap();
@@ -204,13 +267,27 @@ mod tests {
             CREATE TABLE topics (topic TEXT PRIMARY KEY, items INTEGER NOT NULL)
                 STRICT, WITHOUT ROWID;
             INSERT INTO topics SELECT topic, COUNT(*) FROM items GROUP BY topic;
+            ALTER TABLE keys RENAME TO keys_2;
+            CREATE TABLE keys (key TEXT PRIMARY KEY, fingerprint BLOB NOT NULL,
+                order_number INTEGER, outcome BLOB) STRICT, WITHOUT ROWID;
+            INSERT INTO keys SELECT key, fingerprint, NULL, outcome FROM keys_2;
+            INSERT INTO keys SELECT key, fingerprint, order_number, NULL FROM orders;
+            DROP TABLE keys_2;
+            ALTER TABLE orders DROP COLUMN fingerprint;
+            DROP TABLE key_index;
+            ALTER TABLE meta DROP COLUMN indexed_orders;
+            ALTER TABLE meta DROP COLUMN index_run_orders;
             UPDATE meta SET schema_version = 1;";
         db.execute_batch(as_it_was).unwrap();
         drop(db);
+        replica.config.key_index.run_orders = 1;
         replica.reopen();
         assert_eq!(replica.reader().status(), before);
         replica.reader().verify().unwrap();
-        replica.one("k2", buy(1, 3));
+        assert_eq!(replica.one("k1", buy(1, 2)), replayed(made));
+        assert_eq!(replica.one("k2", buy(1, 2)), Outcome::KeyReused);
+        assert_eq!(replica.one("k0", buy(1, 2)), Outcome::KeyReused);
+        replica.one("k3", buy(1, 2));
         replica.reader().verify().unwrap();
     }
 

@@ -3,8 +3,8 @@
 //! Eight bytes of magic and a version (4 bytes, little endian), then chunks: length (4 bytes),
 //! xxh3_64 of the payload with the chunk's number as the seed (8 bytes), payload. The payloads in
 //! a row are postcard [`Record`]s, whole ones in each chunk: where the state stands, the imports,
-//! the items, the orders, the keys, and at the end how many there are and the state hash. Nothing
-//! follows.
+//! the items, the orders with their keys, the other keys, and at the end how many there are and the
+//! state hash. Nothing follows.
 //!
 //! What it holds are the rows of the replicated state and not SQLite's pages, so that a snapshot
 //! fits any version of the tables that has these rows. Topics are counted anew from the items.
@@ -26,7 +26,8 @@ use super::{
 const MAGIC: &[u8; 8] = b"PYGMYSNP";
 /// Version of everything in here, including the layout of the rows.
 ///
-/// Version 2 added the last two records; a file of version 1 reads the same.
+/// Version 2 added the last three records; a file of version 1 reads the same. There, all keys come
+/// after all orders.
 const VERSION: u32 = 2;
 const HEAD_BYTES: u64 = 12;
 const CHUNK_HEAD_BYTES: u64 = 12;
@@ -37,13 +38,24 @@ const RECORD_BYTES_MAX: usize = 256 * 1024;
 
 #[derive(Serialize, Deserialize)]
 pub(super) enum Record {
-    Start { applied: Option<SavedLogId>, membership: SavedMembership },
+    Start {
+        applied: Option<SavedLogId>,
+        membership: SavedMembership,
+    },
     Item(ItemRow),
+    /// An order whose key has a record of its own. Version 1 only.
     Order(OrderRow),
     Key(KeyRow),
-    End { items: u64, orders: u64, keys: u64, state_hash: u128 },
+    End {
+        items: u64,
+        orders: u64,
+        keys: u64,
+        state_hash: u128,
+    },
     ImportedItem(ImportNumber, ItemRow),
     Import(ImportRow),
+    /// An order, after the fingerprint of its key.
+    KeyedOrder(u128, OrderRow),
 }
 
 /// Writes the state that the read transaction on `db` sees into the empty `file`.
@@ -67,8 +79,15 @@ pub(super) fn write(
         0 => sink.put(&Record::Item(row)),
         import => sink.put(&Record::ImportedItem(import, row)),
     })?;
-    each::<OrderRow, StateError>(db, |row| sink.put(&Record::Order(row)))?;
     let Meta { items, orders, mut keys, mut state_hash, .. } = *meta;
+    each::<OrderRow, StateError>(db, |mut row| {
+        if planted!(SnapshotWithoutKeys) {
+            state_hash = state_hash.wrapping_sub(row.hash());
+            row.key = OrderRow::no_key(row.order.order_number)?;
+            state_hash = state_hash.wrapping_add(row.hash());
+        }
+        sink.put(&Record::KeyedOrder(row.fingerprint, row))
+    })?;
     each::<KeyRow, StateError>(db, |row| {
         if planted!(SnapshotWithoutKeys) {
             (keys, state_hash) = (keys - 1, state_hash.wrapping_sub(row.hash()));
@@ -131,13 +150,17 @@ pub(super) fn scan(
     loop {
         let record = source.next()?;
         let mut imports = 0;
+        meta.keys += u64::from(matches!(record, Record::KeyedOrder(..)));
         let (counter, hash) = match &record {
             Record::Item(row) => (&mut meta.items, row.hash()),
             Record::ImportedItem(import, row) => {
                 (&mut meta.items, ItemRow { import: *import, ..row.clone() }.hash())
             }
             Record::Import(row) => (&mut imports, row.hash()),
-            Record::Order(row) => (&mut meta.orders, row.hash()),
+            Record::Order(row) => (&mut meta.orders, row.hash_without_key()),
+            Record::KeyedOrder(fingerprint, row) => {
+                (&mut meta.orders, OrderRow { fingerprint: *fingerprint, ..row.clone() }.hash())
+            }
             Record::Key(row) => (&mut meta.keys, row.hash()),
             Record::Start { .. } => return Err(file.corrupt("it begins twice")),
             Record::End { items, orders, keys, state_hash } => {
@@ -229,12 +252,13 @@ impl<'a> Source<'a> {
 
 #[cfg(test)]
 mod tests {
-    use pygmy_protocol::command::Command;
+    use pygmy_protocol::command::{Command, Outcome};
 
     use super::{
         super::{
             StateConfig,
-            testing::{Replica, buy, item, set_stock},
+            rows::Made,
+            testing::{Replica, buy, item, replayed, set_stock},
         },
         *,
     };
@@ -298,6 +322,56 @@ mod tests {
         }
         file.write_all_at(&[0], whole.len() as u64).unwrap();
         assert!(matches!(file.verify(), Err(StateError::Corrupt { .. })));
+    }
+
+    /// Writes what version 1 would have written: the keys of orders among the others, in their
+    /// order and behind all orders.
+    fn as_version_1(replica: &Replica, file: &SnapshotFile) {
+        let (mut records, mut keys, mut end) = (Vec::new(), Vec::new(), None);
+        let (_, dumped) = replica.dump(&replica.snapshots());
+        let mut source = Source::open(&dumped).unwrap();
+        while end.is_none() {
+            match source.next().unwrap() {
+                Record::KeyedOrder(fingerprint, row) => {
+                    let made = Made::Order(row.order.order_number);
+                    keys.push(KeyRow { key: row.key.clone(), fingerprint, made });
+                    records.push(Record::Order(row));
+                }
+                Record::Key(row) => keys.push(row),
+                record @ Record::End { .. } => end = Some(record),
+                record => records.push(record),
+            }
+        }
+        keys.sort_by_key(|row| row.key.to_string());
+        let mut head = MAGIC.to_vec();
+        head.extend_from_slice(&1_u32.to_le_bytes());
+        file.write_all_at(&head, 0).unwrap();
+        let mut sink = Sink { file, chunk: vec![], chunk_bytes: 64, number: 0, offset: HEAD_BYTES };
+        for record in records.into_iter().chain(keys.into_iter().map(Record::Key)).chain(end) {
+            sink.put(&record).unwrap();
+        }
+        sink.flush().unwrap();
+    }
+
+    #[test]
+    fn one_of_version_1_can_be_installed() {
+        let mut source = replica();
+        let made = [5, 3, 9, 1].map(|n| source.one(&format!("k{n}"), buy(2, 1)));
+        let mut other = Replica::new();
+        other.config.key_index.run_orders = 2;
+        other.reopen();
+        let meta = source.reader().shared.meta().snapshot_meta();
+        let file = other.snapshots().incoming().unwrap();
+        as_version_1(&source, &file);
+        other.writer().install(&meta, file).unwrap();
+        other.reopen();
+        other.reader().verify().unwrap();
+        let hash = |replica: &Replica| replica.reader().status().state_hash;
+        assert_eq!(hash(&other), hash(&source));
+        for (outcome, n) in made.into_iter().zip([5, 3, 9, 1]) {
+            assert_eq!(other.one(&format!("k{n}"), buy(2, 1)), replayed(outcome));
+        }
+        assert_eq!(other.one("set", buy(2, 1)), Outcome::KeyReused);
     }
 
     #[test]

@@ -199,6 +199,17 @@ pub(super) fn buy(n: u64, quantity: u64) -> Command {
     Command::Buy { item: number(n), quantity, expected_cost: None }
 }
 
+/// What comes of the same request when it is repeated.
+pub(super) fn replayed(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Ordered { order, .. } => Outcome::Ordered { order, replayed: true },
+        Outcome::Updated { item, .. } => Outcome::Updated { item, replayed: true },
+        Outcome::Added { items, .. } => Outcome::Added { items, replayed: true },
+        Outcome::Imported { items, .. } => Outcome::Imported { items, replayed: true },
+        refusal => refusal,
+    }
+}
+
 pub(super) fn set_stock(n: u64, stock: u64) -> Command {
     Command::SetStock { item: number(n), stock }
 }

@@ -14,6 +14,7 @@ use super::{
     AppliedHook, SnapshotFile, SnapshotStore, StateConfig, StateError,
     apply::{Applied, Group},
     install,
+    keys::KeyIndex,
     meta::Meta,
     query::{Pool, Shared},
     requests_log::RequestsLog,
@@ -59,7 +60,8 @@ impl Writer {
         {
             applied.index = applied.index.saturating_sub(64);
         }
-        let shared = Arc::new(Shared::new(Pool::new(path.clone()), &meta));
+        let keys = open_keys(&db, &config, &path)?;
+        let shared = Arc::new(Shared::new(Pool::new(path.clone()), &meta, keys));
         let lines = String::new();
         let mut writer =
             Writer { path, config, hook, snapshots, shared, db: Some(db), meta, requests, lines };
@@ -75,8 +77,8 @@ impl Writer {
     /// and the hook know of them, and the outcomes may be told.
     pub(super) fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Outcomes>, StateError> {
         let db = self.db.take().ok_or(StateError::Stopped)?;
-        let (meta, lines, applied) =
-            commit(&db, &self.meta, entries).map_err(|e| e.in_database(&self.path))?;
+        let (meta, lines, applied) = commit(&db, &self.meta, &self.shared, entries)
+            .map_err(|e| e.in_database(&self.path))?;
         self.db = Some(db);
         self.meta = meta;
         self.lines = lines;
@@ -132,10 +134,12 @@ impl Writer {
 
     fn restore(&mut self, file: &SnapshotFile) -> Result<(), StateError> {
         let db = self.db.take().ok_or(StateError::Stopped)?;
-        install::load(file, &self.path)?;
+        install::load(file, &self.path, self.config.key_index)?;
         let reopen = || {
             install::swap(db, &self.path)?;
-            schema::open_writer(&self.path, self.config.wal_autocheckpoint_pages)
+            let db = schema::open_writer(&self.path, self.config.wal_autocheckpoint_pages)?;
+            *self.shared.keys() = open_keys(&db, &self.config, &self.path)?;
+            Ok::<_, StateError>(db)
         };
         let db = self.shared.pool.exclusive(reopen)?;
         self.meta = Meta::load(&db).map_err(|e| StateError::from(e).in_database(&self.path))?;
@@ -149,13 +153,19 @@ impl Writer {
     }
 }
 
+fn open_keys(db: &Connection, config: &StateConfig, path: &Path) -> Result<KeyIndex, StateError> {
+    KeyIndex::open(db, config.key_index).map_err(|e| StateError::from(e).in_database(path))
+}
+
 fn commit(
     db: &Connection,
     meta: &Meta,
+    shared: &Shared,
     entries: &[Entry],
 ) -> Result<(Meta, String, Vec<Applied>), StateError> {
     let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
-    let mut group = Group::new(db, meta.clone());
+    let mut keys = shared.keys();
+    let mut group = Group::new(db, meta.clone(), &mut keys);
     let mut before = meta.applied;
     let mut applied = Vec::with_capacity(entries.len());
     for entry in entries {
