@@ -36,11 +36,14 @@ fn documented() -> BTreeMap<String, String> {
 async fn every_tier_has_the_metrics_that_are_documented_and_they_move() {
     let store = Store::start(Layout::Tiers).await;
     let front_end = store.url("frontend-1");
-    // Without a session nothing is cached.
-    until("the front end has a session", async || {
-        (store.scrape(&front_end).await.value("pygmy_cache_session_open", &[]) == 1.0).then_some(())
-    })
-    .await;
+    // Without a session nothing is cached; the leader counts the sessions of both.
+    for name in ["frontend-1", "frontend-2"] {
+        until("the front end has a session", async || {
+            let scrape = store.scrape(&store.url(name)).await;
+            (scrape.value("pygmy_cache_session_open", &[]) == 1.0).then_some(())
+        })
+        .await;
+    }
     let before = store.scrape(&front_end).await;
     let from_front_end = |name: &'static str, labels: &'static [&'static str]| {
         let (store, before, front_end) = (&store, &before, &front_end);
