@@ -35,7 +35,9 @@ impl Attempts {
                 }
             }
             Ok(answer) => match answer.status {
-                StatusCode::SERVICE_UNAVAILABLE => self.last = Some(answer),
+                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+                    self.last = Some(answer);
+                }
                 StatusCode::GATEWAY_TIMEOUT if !call.is_repeatable() => return Some(answer),
                 StatusCode::GATEWAY_TIMEOUT => {
                     self.maybe_done |= !call.is_read();
@@ -61,7 +63,7 @@ impl Attempts {
     pub fn give_up(self) -> Answer {
         match self.last {
             _ if self.maybe_done => self.unknown(),
-            Some(answer) if answer.status == StatusCode::SERVICE_UNAVAILABLE => answer,
+            Some(answer) if answer.status != StatusCode::GATEWAY_TIMEOUT => answer,
             _ => {
                 let reason = self.reason.unwrap_or_else(|| "no server is known".to_owned());
                 Problem::unavailable(format!("no server could take the request: {reason}")).into()

@@ -1,7 +1,7 @@
 //! The store as its customers see it: the public API of the front ends.
 //!
 //! A [`Request`] goes to one front end after the other until one gives a final answer. When none
-//! does, it is asked again after a short pause, with the same key, until [`Patience::total`] is
+//! does, or one has too much to do (429), it is asked again after a short pause, with the same key, until [`Patience::total`] is
 //! over: a 503 says "not done" and a 504 "ask again", and an election in the store ends well
 //! within that time.
 
@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use http::Method;
+use http::{Method, StatusCode};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use pygmy_protocol::{
     Code, Env, Problem, RequestContext,
@@ -342,9 +342,15 @@ impl Servers {
                 }
                 Err(Failure::NotSent(reason)) => asked.reason.clone_from(reason),
             }
+            let has_too_much =
+                result.as_ref().is_ok_and(|a| a.status == StatusCode::TOO_MANY_REQUESTS);
             if let Some(answer) = asked.attempts.judge(call, result) {
                 self.first.store(index, Ordering::Relaxed);
                 return Some(answer);
+            }
+            if has_too_much {
+                // Asking the others at once would only give them more to refuse.
+                return None;
             }
         }
         None
@@ -383,7 +389,6 @@ mod tests {
     use std::{collections::VecDeque, sync::Mutex};
 
     use axum::{Router, extract::Request as HttpRequest, response::IntoResponse};
-    use http::StatusCode;
     use pygmy_protocol::{
         context::IDEMPOTENCY_KEY,
         http::{Json, Limits, Stopper, serve, shutdown},
@@ -498,6 +503,35 @@ mod tests {
         assert_eq!(error, StoreError::Problem(Problem::out_of_stock()));
         assert!(!error.is_retryable());
         assert_eq!(fake.asked().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_store_with_too_much_to_do_is_asked_again_later_and_not_elsewhere() {
+        let env = Env::production();
+        let busy = Answer::from(Problem::new(Code::TooManyRequests, "too much"));
+        let (first, second) = (
+            Fake::start(&env, vec![busy.clone(), sold()]).await,
+            Fake::start(&env, vec![sold()]).await,
+        );
+        buy(&store(&env, &[&first.url, &second.url], 30_000)).await.unwrap();
+        assert_eq!((first.asked().len(), second.asked().len()), (2, 0));
+
+        let always = Fake::start(&env, vec![busy.clone()]).await;
+        let error = buy(&store(&env, &[&always.url], 300)).await.unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Problem(p) if p.code == Code::TooManyRequests),
+            "{error}"
+        );
+        assert!(error.is_retryable());
+
+        // What was unknown before is so after the refusal.
+        let unknown = Answer::from(Problem::outcome_unknown("a leader died"));
+        let first_unknown = Fake::start(&env, vec![unknown, busy]).await;
+        let error = buy(&store(&env, &[&first_unknown.url], 300)).await.unwrap_err();
+        assert!(
+            matches!(&error, StoreError::Problem(p) if p.code == Code::OutcomeUnknown),
+            "{error}"
+        );
     }
 
     #[tokio::test]

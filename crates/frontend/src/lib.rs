@@ -9,8 +9,8 @@
 //! overtaken it. A search is the same with a page of item numbers, to which the items' own
 //! entries are put; a sale drops one item, never a page.
 //!
-//! **The life of a buy.** `POST /buy/7` comes to `routes`, is checked there and gets an
-//! Idempotency-Key if it has none, so that every hop may retry it. A balancer takes it to an
+//! **The life of a buy.** `POST /buy/7` comes to `routes`, is let in by `admission` or refused at
+//! once, is checked and gets an Idempotency-Key if it has none, so that every hop may retry it. A balancer takes it to an
 //! order server, and the answer goes back unparsed. Before anyone hears of the sale, its
 //! invalidation has come down the stream that `follow` holds open with the catalog's leader,
 //! item 7 is gone from the cache, and that has been acknowledged.
@@ -22,6 +22,8 @@
 
 mod home;
 mod routes;
+
+mod admission;
 
 mod read;
 
@@ -46,7 +48,8 @@ use pygmy_protocol::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    cache::Cache, flight::Flights, follow::Follower, metrics::Counters, read::Reader, routes::App,
+    admission::Admission, cache::Cache, flight::Flights, follow::Follower, metrics::Counters,
+    read::Reader, routes::App,
 };
 
 /// What a front end is started with.
@@ -72,6 +75,12 @@ pub struct Settings {
     pub lease_ms: u64,
     /// Most queries to the catalog at a time, 1 to 1,000,000; over it: 503.
     pub flights_max: usize,
+    /// Within which time the store is to answer what the cache cannot, in milliseconds, 10 to
+    /// 60,000. When it takes longer, fewer requests are let in; over what is let in: 429.
+    pub answer_goal_ms: u64,
+    /// Most requests that are let in at a time, 1 to 1,000,000, however fast the store is; over
+    /// it: 429.
+    pub admitted_max: usize,
     /// What a read from the cache promises.
     pub consistency: Consistency,
 }
@@ -94,6 +103,8 @@ impl Default for Settings {
             cache_bytes: 256 << 20,
             lease_ms: 500,
             flights_max: 10_000,
+            answer_goal_ms: 500,
+            admitted_max: 10_000,
             consistency: Consistency::Eventual,
         }
     }
@@ -109,6 +120,8 @@ impl Settings {
             ("cache_bytes", self.cache_bytes, 1 << 20..=1 << 40),
             ("lease_ms", self.lease_ms, 50..=10_000),
             ("flights_max", self.flights_max as u64, 1..=1_000_000),
+            ("answer_goal_ms", self.answer_goal_ms, 10..=60_000),
+            ("admitted_max", self.admitted_max as u64, 1..=1_000_000),
         ];
         match ranges.into_iter().find(|(_, value, range)| !range.contains(value)) {
             None => Ok(()),
@@ -135,10 +148,13 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
     }
     let balancers = Arc::new(Balancers::new(env, server.balancers.clone(), server.attempt_timeout));
     let counters = Arc::new(Counters::default());
+    let goal = Duration::from_millis(settings.answer_goal_ms);
+    let admission = Admission::new(env, &server.metrics, goal, settings.admitted_max);
     let reader = Arc::new(Reader {
         env: env.clone(),
         cache: Cache::new(env, settings.cache_bytes, &counters),
         flights: Arc::new(Flights::new(settings.flights_max)),
+        admission: Arc::clone(&admission),
         balancers: Arc::clone(&balancers),
         secret: server.secret.clone(),
         limits: server.limits.clone(),
@@ -166,6 +182,7 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
         env: env.clone(),
         limits: server.limits.clone(),
         secret: server.secret.clone(),
+        admission,
         reader,
         balancers,
     };

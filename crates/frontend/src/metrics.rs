@@ -77,5 +77,8 @@ pub(crate) fn register(reader: &Arc<Reader>, metrics: &Metrics) {
     let help =
         "Whether a session with the catalog's leader is open: without one, nothing is cached";
     register("cache_session_open", help, |r| r.cache.has_session().into());
+    let help = "How many requests are let into the store at a time, for now";
+    register("admission_limit", help, |r| r.admission.limit() as u64);
+    metrics.queue("admitted", gauge(|reader| reader.admission.in_flight() as u64));
     metrics.queue("flights", gauge(|reader| reader.flights.under_way() as u64));
 }

@@ -16,6 +16,7 @@ use pygmy_protocol::{
 };
 
 use crate::{
+    admission::Admission,
     cache::Cache,
     entry::{Document, Page, page_body},
     flight::{Flights, Landing, Query},
@@ -49,6 +50,7 @@ pub(crate) struct Reader {
     pub(crate) env: Env,
     pub(crate) cache: Cache,
     pub(crate) flights: Arc<Flights<Outcome>>,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) balancers: Arc<Balancers>,
     pub(crate) secret: Secret,
     pub(crate) limits: Limits,
@@ -128,6 +130,7 @@ impl Reader {
     }
 
     async fn ask(&self, query: Query, context: RequestContext) -> Outcome {
+        let _admitted = self.admission.enter()?;
         let call = Call::new(Method::GET, target(&query), context).with_secret(&self.secret);
         let answer = self.balancers.call(&call).await;
         if answer.status != StatusCode::OK {

@@ -22,6 +22,7 @@ use pygmy_protocol::{
 };
 
 use crate::{
+    admission::Admission,
     entry::Document,
     flight::Query,
     home::home,
@@ -38,6 +39,7 @@ pub(crate) struct App {
     pub(crate) env: Env,
     pub(crate) limits: Limits,
     pub(crate) secret: Secret,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) reader: Arc<Reader>,
     pub(crate) balancers: Arc<Balancers>,
 }
@@ -126,6 +128,8 @@ async fn forward_buy(
     let body = read_body(&app.env, &context, &app.limits, body).await?;
     json_body(&parts.headers, &body)?;
     BuyBody::parse(&body)?;
+    // Not before: a client that sends its body slowly says nothing about the store.
+    let _admitted = app.admission.enter()?;
     let mut call = Call::new(Method::POST, format!("/buy/{item}"), context)
         .with_secret(&app.secret)
         .with_key(key);
@@ -143,6 +147,7 @@ async fn order(
 ) -> Result<Response, Problem> {
     // What is no text cannot be the number of an order.
     let order: OrderNumber = order.map_or(String::new(), |Path(order)| order).parse()?;
+    let _admitted = app.admission.enter()?;
     let call = Call::new(Method::GET, format!("/orders/{order}"), context).with_secret(&app.secret);
     Ok(pass_on(app.balancers.call(&call).await, Problem::unavailable))
 }

@@ -12,7 +12,9 @@
 //!
 //! A buy carries a key, and counts as a sale when it is answered 201, once. When it may or may not
 //! have been done (no answer, 504) or was certainly not done for now (503), it is sent again with
-//! that key, some times; its latency counts from the first time. A read is sent once.
+//! that key, some times; its latency counts from the first time. A read is sent once, and so is a
+//! buy that was refused because the store has too much to do (429): an open loop would only add to
+//! it.
 //!
 //! What a request belongs to is decided by the moment when it was due: those of the warm-up are
 //! done and not measured, and those that are under way at the end are waited for.

@@ -200,7 +200,8 @@ impl End {
 
     fn is_worth_another(&self) -> bool {
         match self {
-            End::Refused(reply) => reply.status >= 500 || reply.status == 429,
+            // Not a 429: it says that the store has too much to do already.
+            End::Refused(reply) => reply.status >= 500,
             End::Failed(_) => true,
             End::Done => false,
         }

@@ -3,7 +3,7 @@ use std::{future::Future, pin::Pin, time::Duration};
 use axum::{Router, extract::Path, routing::get};
 use futures_util::FutureExt;
 use pygmy_client::{LocalPlace, Upstream};
-use pygmy_protocol::Code;
+use pygmy_protocol::{Code, metrics::Metrics};
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
@@ -48,6 +48,7 @@ fn reader() -> (Arc<Reader>, Queries) {
     let balancer = Arc::new(Upstream::local(&env, "http://balancer:1", place.local()));
     let counters = Arc::new(Counters::default());
     let reader = Reader {
+        admission: Admission::new(&env, &Metrics::new(&env), Duration::from_secs(1), 100),
         env: env.clone(),
         cache: Cache::new(&env, 1 << 20, &counters),
         flights: Arc::new(Flights::new(100)),

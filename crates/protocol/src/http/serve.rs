@@ -23,9 +23,12 @@ use crate::{
     problem::Problem,
 };
 
-/// Most bytes of a request's head that the parser holds; beyond it the answer is a bare 431.
-/// Above every sensible `max_header_bytes`, so that most get a proper problem.
-const PARSER_HEAD_BYTES: usize = 128 * 1024;
+/// The parser holds so many times `max_header_bytes` of a request's head; beyond it the answer is
+/// a bare 431, below it a proper problem. It is also what a connection that sends its head slowly
+/// can cost.
+const PARSER_HEADS: usize = 2;
+/// Fewest bytes that the parser can work with.
+const PARSER_BYTES_MIN: usize = 16 * 1024;
 /// Most headers of a request.
 const PARSER_HEADERS: usize = 200;
 /// Wait after a failed accept (out of file descriptors): time for some to be closed.
@@ -147,7 +150,7 @@ async fn serve_connection(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_millis(limits.idle_timeout_ms))
-        .max_buf_size(PARSER_HEAD_BYTES)
+        .max_buf_size((PARSER_HEADS * limits.max_header_bytes).max(PARSER_BYTES_MIN))
         .max_headers(PARSER_HEADERS)
         .pipeline_flush(true)
         .serve_connection(TokioIo::new(connection), service)

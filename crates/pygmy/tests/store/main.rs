@@ -15,4 +15,5 @@ mod demo;
 mod failures;
 mod items;
 mod metrics;
+mod overload;
 mod selling;

@@ -11,7 +11,7 @@ use crate::{
 
 impl Store {
     /// Scrapes a base URL, without the secret, as Prometheus does.
-    async fn scrape(&self, url: &str) -> Scrape {
+    pub(crate) async fn scrape(&self, url: &str) -> Scrape {
         let answer = self.send_to(url, &self.public_call(Method::GET, "/metrics")).await.unwrap();
         assert_eq!(answer.status, StatusCode::OK, "{url}");
         let content_type = &answer.headers[header::CONTENT_TYPE];
