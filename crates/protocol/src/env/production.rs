@@ -25,7 +25,7 @@ use rustix::{
 };
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
 };
 
 use super::{
@@ -105,8 +105,14 @@ struct MachineNetwork;
 impl Network for MachineNetwork {
     fn listen(&self, address: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn Listener>>> {
         Box::pin(async move {
-            let listener = TcpListener::bind(address).await?;
-            Ok(Box::new(MachineListener(listener)) as Box<dyn Listener>)
+            let socket = match address {
+                SocketAddr::V4(_) => TcpSocket::new_v4()?,
+                SocketAddr::V6(_) => TcpSocket::new_v6()?,
+            };
+            // A port of a server that has just ended can be used at once.
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            Ok(Box::new(MachineListener(socket.listen(BACKLOG)?)) as Box<dyn Listener>)
         })
     }
 
@@ -118,6 +124,11 @@ impl Network for MachineNetwork {
         })
     }
 }
+
+/// Connections that wait to be taken; the kernel has a bound of its own (`net.core.somaxconn`, 4,096
+/// by default). Over it they are lost without a word and come back after a second, three, seven:
+/// the first seconds of a sale.
+const BACKLOG: u32 = 65_535;
 
 /// A peer that is silent for this long is asked whether it is still there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);

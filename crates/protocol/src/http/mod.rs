@@ -1,12 +1,14 @@
 //! Serving HTTP: the listener loop, and what every server does around its routes.
 //!
-//! [`serve()`] takes connections until it is told to stop and then drains them. [`wrap`] puts the
+//! [`serve()`] takes connections until it is told to stop and then drains them; many share a task
+//! (see `lanes`), so that no flood of requests keeps a server from its other work. [`wrap`] puts the
 //! common layers around a tier's routes: header limits, request id and deadline, the log line and
 //! the metrics, `Cache-Control`, and problems for unknown routes and methods. [`internal`] lets only callers
 //! with the cluster's secret through.
 
 mod auth;
 mod body;
+mod lanes;
 mod layers;
 mod measure;
 mod serve;

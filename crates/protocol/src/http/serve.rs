@@ -1,7 +1,6 @@
 //! The listener loop.
 
 use std::{
-    convert::Infallible,
     io,
     sync::{
         Arc,
@@ -16,7 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{io::AsyncWriteExt, sync::watch};
 use tower::ServiceExt;
 
-use super::{Limits, layers::name_allowed_methods};
+use super::{Limits, lanes::Lanes, layers::name_allowed_methods};
 use crate::{
     env::{Connection, Env, Listener},
     metrics::Metrics,
@@ -82,7 +81,7 @@ pub async fn serve(
     let open = Arc::new(AtomicUsize::new(0));
     metrics.watch_connections(&open);
     let turned_away = metrics.rejections("max_connections");
-    let (alive, mut all_closed) = tokio::sync::mpsc::channel::<Infallible>(1);
+    let mut lanes = Lanes::new(env);
     loop {
         let accepted = tokio::select! {
             biased;
@@ -105,18 +104,16 @@ pub async fn serve(
         }
         let guard = Open::enter(&open);
         let (router, limits, shutdown) = (router.clone(), limits.clone(), shutdown.clone());
-        let alive = alive.clone();
-        env.spawn(async move {
-            let _held = (guard, alive);
+        lanes.add(async move {
+            let _held = guard;
             if let Err(error) = serve_connection(connection, router, &limits, shutdown).await {
                 tracing::debug!(%error, "a connection ended");
             }
         });
     }
     drop(listener);
-    drop(alive);
     let drain = Duration::from_millis(limits.drain_timeout_ms);
-    if env.timeout(drain, all_closed.recv()).await.is_err() {
+    if env.timeout(drain, lanes.ended()).await.is_err() {
         tracing::warn!(open = open.load(Ordering::Relaxed), "stopping with connections open");
     }
 }
