@@ -36,6 +36,10 @@ cargo clippy --locked --workspace --all-targets -- -D warnings
 # With the errors that only the simulator plants.
 cargo clippy --locked -p pygmy-sim --features planted-bugs --all-targets -- -D warnings
 
+# With what the fuzz targets call.
+cargo clippy --locked -p pygmy --features fuzzing -- -D warnings
+cargo fmt --manifest-path fuzz/Cargo.toml --check
+
 step "documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 

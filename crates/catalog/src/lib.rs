@@ -32,6 +32,8 @@ mod stream;
 mod answer;
 mod bootstrap;
 mod compact;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod identity;
 mod leadership;
 mod metrics;

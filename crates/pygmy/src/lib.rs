@@ -24,6 +24,9 @@ mod bench;
 mod client;
 mod shop;
 
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+
 mod failure;
 mod logging;
 mod money;

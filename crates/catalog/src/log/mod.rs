@@ -43,6 +43,9 @@ mod writer;
 
 mod recovery;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
+
 #[cfg(test)]
 mod tests;
 

@@ -10,6 +10,9 @@ mod message;
 mod network;
 mod serve;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
+
 pub(crate) use link::{Link, LinkError};
 pub(crate) use message::{Message, Reply};
 pub(crate) use network::PeerNetwork;

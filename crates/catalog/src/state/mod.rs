@@ -60,6 +60,9 @@ mod requests_log;
 
 mod error;
 
+#[cfg(feature = "fuzzing")]
+pub(crate) mod fuzzing;
+
 #[cfg(test)]
 mod model;
 #[cfg(test)]

@@ -23,13 +23,13 @@ use super::{
     store::SnapshotFile,
 };
 
-const MAGIC: &[u8; 8] = b"PYGMYSNP";
+pub(super) const MAGIC: &[u8; 8] = b"PYGMYSNP";
 /// Version of everything in here, including the layout of the rows.
 ///
 /// Version 2 added the last three records; a file of version 1 reads the same. There, all keys come
 /// after all orders.
-const VERSION: u32 = 2;
-const HEAD_BYTES: u64 = 12;
+pub(super) const VERSION: u32 = 2;
+pub(super) const HEAD_BYTES: u64 = 12;
 const CHUNK_HEAD_BYTES: u64 = 12;
 /// Largest chunk that is read: a damaged length must not ask for all memory.
 pub(super) const CHUNK_BYTES_MAX: usize = 4 * 1024 * 1024;

@@ -40,6 +40,12 @@ impl Drop for Unfinished {
 }
 
 impl SnapshotFile {
+    /// One that lies at `path` for good.
+    #[cfg(feature = "fuzzing")]
+    pub(super) fn existing(path: &Path, file: Arc<dyn File>) -> SnapshotFile {
+        SnapshotFile { path: path.to_owned(), file, _unfinished: None }
+    }
+
     /// Its name.
     pub(crate) fn path(&self) -> &Path {
         &self.path
