@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from . import machine, plot, programs, results
+from .growth_report import kept_section
 from .rounds import PARTS, PROGRAMS, Comparison
 from .stage import SIGNALS, Failure, Interrupted, say
 
@@ -154,7 +155,9 @@ def show(data, arguments):
     directory = BENCH if arguments.write else OUT
     write(directory / "results.json", json.dumps(data, indent=1) + "\n")
     write(directory / "results.svg", plot.draw(table))
-    write(directory / "RESULTS.md", document(data, table))
+    path = directory / "RESULTS.md"
+    growth = kept_section(path.read_text()) if path.exists() else ""
+    write(path, document(data, table) + (f"\n{growth}" if growth else ""))
     say(f"RESULTS.md, results.json and results.svg are in {directory}")
 
 
