@@ -25,6 +25,9 @@ pub struct Config {
     /// How long a front end may serve from its cache without hearing from the leader, in
     /// milliseconds, 50 to 10,000.
     pub lease_ms: u64,
+    /// Whether answers wait until the front ends have dropped what changed: reads from their caches
+    /// are linearizable then, and eventual otherwise.
+    pub waits_for_caches: bool,
     /// The `[catalog]` table of the configuration.
     pub settings: Settings,
 }

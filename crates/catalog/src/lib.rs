@@ -29,6 +29,8 @@ mod state;
 mod release;
 mod stream;
 
+mod holders;
+
 mod answer;
 mod bootstrap;
 mod compact;

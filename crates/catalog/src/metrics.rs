@@ -75,6 +75,7 @@ pub(crate) fn register(shared: &Arc<Shared>, metrics: &Metrics) {
     register("raft_term", "Raft term", |s| s.status().term);
     register("raft_is_leader", "Whether this replica leads", |s| s.is_leader().into());
     let help = "Front ends that hear of changes, on the leader";
+    register("leases", "Front ends that hold a lease; 0 on followers", |s| s.gate.leases() as u64);
     register("sessions", help, |s| s.gate.front_ends().len() as u64);
     register("orders", "Orders in the database", |s| s.status().orders);
     register("items", "Items in the catalog", |s| s.reader.status().items);

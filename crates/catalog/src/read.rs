@@ -35,6 +35,8 @@ pub(crate) struct Fresh {
     pub(crate) index: u64,
     /// Up to where the leader's answers may reveal the state.
     pub(crate) released: u64,
+    /// The term in which this replica led, if it was its own round.
+    pub(crate) led_in: Option<u64>,
 }
 
 type Waiter = oneshot::Sender<Result<Fresh, String>>;
@@ -85,7 +87,7 @@ async fn round(shared: &Shared) -> Result<Fresh, String> {
     if planted!(StaleReadFromDeposedLeader)
         && let Progress { leads: Some(_), applied, released, .. } = shared.gate.progress()
     {
-        return Ok(Fresh { index: applied, released });
+        return Ok(Fresh { index: applied, released, led_in: None });
     }
     let leader = shared.leadership.borrow().leader.clone();
     let Some(leader) = leader else { return Err("there is no leader".to_owned()) };
@@ -99,7 +101,7 @@ async fn round(shared: &Shared) -> Result<Fresh, String> {
         () = shared.leader_changed(&leader) => return Err("the leader changed".to_owned()),
     };
     match reply {
-        Ok(Reply::ReadIndex { index, released }) => Ok(Fresh { index, released }),
+        Ok(Reply::ReadIndex { index, released }) => Ok(Fresh { index, released, led_in: None }),
         Ok(Reply::Failed(why)) => Err(why),
         Ok(_) => Err(format!("{} does not lead any more", leader.name)),
         Err(error) => Err(error.to_string()),
@@ -109,8 +111,10 @@ async fn round(shared: &Shared) -> Result<Fresh, String> {
 async fn leader_round(shared: &Shared) -> Result<Fresh, String> {
     let ready =
         shared.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.map_err(|e| e.to_string())?;
-    let index = ready.read_log_id().index();
-    Ok(Fresh { index, released: shared.gate.progress().released })
+    let read = ready.read_log_id();
+    // It belongs to the leadership that the majority has just confirmed.
+    let led_in = Some(read.committed_leader_id().term);
+    Ok(Fresh { index: read.index(), released: shared.gate.progress().released, led_in })
 }
 
 /// Reads what is fresh from now on, and returns when it may be revealed.
@@ -164,7 +168,7 @@ async fn await_revealed(shared: &Shared, index: u64, limit: Duration) -> Result<
     if let Some(term) = progress.leads {
         return shared.gate.await_released(term, index, limit).await.map_err(|e| e.to_string());
     }
-    if progress.released >= index {
+    if progress.released >= index || planted!(FollowerAnswersBeforeRelease) {
         return Ok(());
     }
     let leader = shared.leadership.borrow().leader.clone().filter(|leader| !leader.is_me);

@@ -1,20 +1,32 @@
 //! Release: nothing that reveals state leaves before the front ends have dropped what it changed.
 //!
-//! Every applied entry passes [`Gate::applied`], in log order, with the cache keys that it
-//! changed. On the leader the gate sends them to each front end's session and *releases* the
-//! entry when all of them acknowledged it. Answers wait in [`Gate::await_released`]: a buy for the
-//! index of its own entry, a read for the index of the state that it saw.
+//! Every applied entry passes [`Gate::applied`], in log order, with the cache keys that it changed.
+//! On the leader the gate sends them to each front end's session and *releases* the entry when
+//! every front end that holds a lease has acknowledged it, or its lease has run out. Answers wait
+//! in [`Gate::await_released`]: a buy for the index of its own entry, a read for the index of the
+//! state that it saw.
 //!
-//! A front end that does not acknowledge within the lease, or whose connection broke, is gone for
-//! the leader: it serves nothing from its cache once it has heard nothing for the time of the
-//! lease, and so long its session still holds releases back ([`Gate::close_session`]). One that
-//! closed its stream by itself has dropped its cache before. This is the `eventual` protocol: a
-//! front end that is paused with unread messages may serve a stale entry when it wakes, and a new
-//! leader does not know the sessions of the old one. Leases close both gaps.
+//! The rules are those of the architecture's consistency paper, and each stands in one place:
+//!
+//! 1. *Holders* are registered through the log ([`Gate::holders`] hears of them, [`crate::holders`]
+//!    proposes); one whose lease has run out may be taken out ([`Gate::lapsed`]), and from then on
+//!    it gets no session and no lease here.
+//! 2. *Renewal*: [`Gate::renew`] notes when the request came, [`Gate::confirm`] that a majority
+//!    still followed this leader after that, and [`Leading::grant`] records the lease and sends the
+//!    answer, in one step.
+//! 3. *Release*: [`Gate::settle`].
+//! 4. *Session*: [`Gate::open_session`] sets the base and queues all that comes after it.
+//! 9. *New leader*: [`Leading::establish`]. Whoever is registered then counts as holding a lease,
+//!    until it has acknowledged the start of a session here, or the time of a lease has passed
+//!    since this replica began to lead. All of it ends with the term.
+//!
+//! Rules 5 to 8 are the front end's. With `waits` unset (`consistency = "eventual"`) everything is
+//! sent and nothing is waited for.
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Mutex, MutexGuard, PoisonError},
+    convert::Infallible,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -25,19 +37,29 @@ use pygmy_protocol::{
 };
 use tokio::sync::{mpsc, watch};
 
-use crate::raft::LogId;
+use crate::{raft::LogId, state::Holders};
 
 /// Messages to one front end that wait to be written. One that falls behind by more is closed
 /// and starts over with an empty cache.
 const WAITING_MESSAGES: usize = 4096;
-/// Sessions at a time: front ends are few.
-const MAX_SESSIONS: usize = 256;
+
+/// The clock of a front end may run slower than ours by this factor: one per cent.
+const CLOCK_DRIFT_PER_MILLE: u32 = 10;
+/// A holder without a lease and a session is taken out after so many times the lease: long enough
+/// for one that restarts its connection, short enough that the dead do not gather.
+const LEASES_UNTIL_LAPSED: u32 = 4;
 
 /// Whether this replica may answer, and what waits for that.
 pub(crate) struct Gate {
     env: Env,
+    /// How long a lease may last by our clock, counted from when its request came.
+    lease: Duration,
+    /// Whether answers wait for the front ends.
+    waits: bool,
     state: Mutex<State>,
     progress: watch::Sender<Progress>,
+    /// When the next lease runs out that holds something back.
+    expiry: watch::Sender<Option<Instant>>,
 }
 
 /// What waiters look at.
@@ -57,6 +79,8 @@ pub(crate) struct Progress {
 struct State {
     applied: u64,
     applied_term: u64,
+    /// As of `applied`.
+    registered: Arc<Holders>,
     leading: Option<Leading>,
     led: u64,
     released: u64,
@@ -65,23 +89,52 @@ struct State {
 
 struct Leading {
     term: u64,
+    /// When it began, or a little later.
+    since: Instant,
     /// Whether an entry of this term is applied: before that the leader neither releases nor
     /// opens sessions.
     established: bool,
-    /// Whether a majority answers. A leader that is not sure of that vouches for no cache.
+    /// Whether a majority answers. A leader that is not sure of that opens no session.
     has_quorum: bool,
-    /// By a number that is never used again: a late word about a session is not taken for another.
-    sessions: BTreeMap<u64, Session>,
+    /// Those that are registered and may have something in their caches, by their nonces.
+    holders: BTreeMap<u128, Holder>,
+}
+
+struct Holder {
+    name: String,
+    session: Option<Session>,
+    /// Changes that it has not acknowledged, oldest first, with the time of sending: sent in its
+    /// session, or not sent because it has none.
+    unacknowledged: VecDeque<(u64, Instant)>,
+    /// It may serve from its cache until then, by our clock.
+    lease_until: Option<Instant>,
+    /// Since when it has had neither a session nor a lease.
+    gone_since: Instant,
+    /// It is being taken out.
+    removing: bool,
 }
 
 struct Session {
-    name: String,
-    /// The front-end process.
-    nonce: u128,
-    /// Nobody reads any more if it is `None`, but the front end may still serve what it has.
-    outgoing: Option<mpsc::Sender<FromCatalog>>,
-    /// Sent and not acknowledged, oldest first, with the time of sending.
-    unacknowledged: VecDeque<(u64, Instant)>,
+    /// Never used again: a late word about a session is not taken for one about another.
+    number: u64,
+    base: u64,
+    /// The start is acknowledged: what the process had before is gone.
+    started: bool,
+    /// The last index that was sent.
+    sent: u64,
+    outgoing: mpsc::Sender<FromCatalog>,
+    renewal: Option<Renewal>,
+}
+
+/// A request for a lease.
+#[derive(Debug, Clone, Copy)]
+struct Renewal {
+    number: u64,
+    received: Instant,
+    /// What had been sent when it came.
+    sent: u64,
+    /// A majority has followed this leader after that.
+    confirmed: bool,
 }
 
 /// The wait for a release ended without it.
@@ -98,8 +151,10 @@ pub(crate) enum NotReleased {
 pub(crate) enum NoSession {
     #[error("this replica does not lead")]
     NotLeader,
-    #[error("there are {MAX_SESSIONS} front ends already")]
-    TooMany,
+    #[error("the front end is not registered")]
+    NotRegistered,
+    #[error("the front end is being taken out")]
+    BeingRemoved,
 }
 
 /// What a new session begins with.
@@ -112,14 +167,31 @@ pub(crate) struct Opened {
 }
 
 impl Gate {
-    /// A gate of a replica that does not lead yet.
-    pub(crate) fn new(env: &Env) -> Gate {
-        Gate { env: env.clone(), state: Mutex::default(), progress: watch::Sender::default() }
+    /// A gate of a replica that does not lead yet. Front ends may serve for `lease` by their own
+    /// clocks.
+    pub(crate) fn new(env: &Env, lease: Duration, waits: bool) -> Gate {
+        Gate {
+            env: env.clone(),
+            lease: lease + lease * CLOCK_DRIFT_PER_MILLE / 1000,
+            waits,
+            state: Mutex::default(),
+            progress: watch::Sender::default(),
+            expiry: watch::Sender::default(),
+        }
     }
 
     /// What is applied and released now.
     pub(crate) fn progress(&self) -> Progress {
         *self.progress.borrow()
+    }
+
+    /// These are the holders from the next applied entry on.
+    pub(crate) fn holders(&self, holders: Arc<Holders>) {
+        let mut state = self.lock();
+        if let Some(leading) = &mut state.leading {
+            leading.holders.retain(|nonce, _| holders.contains_key(nonce));
+        }
+        state.registered = holders;
     }
 
     /// An entry was applied, which changed `keys`. Called in log order.
@@ -135,13 +207,13 @@ impl Gate {
             && !keys.is_empty()
         {
             let message = FromCatalog::Invalidate { index: log_id.index, keys };
-            leading.sessions.values_mut().for_each(|s| s.send(&message, log_id.index, now));
+            leading.holders.values_mut().for_each(|h| h.invalidate(&message, log_id.index, now));
         }
         self.settle(state);
     }
 
-    /// This replica leads in `term`, and a majority answers it or not. Sessions of an earlier
-    /// term end.
+    /// This replica leads in `term`, and a majority answers it or not. Sessions and leases of an
+    /// earlier term end here; their holders are among those that are waited for.
     pub(crate) fn lead(&self, term: u64, has_quorum: bool) {
         let mut state = self.lock();
         if state.applied_term > term {
@@ -151,8 +223,9 @@ impl Gate {
         match &mut state.leading {
             Some(leading) if leading.term == term => leading.has_quorum = has_quorum,
             leading => {
-                let sessions = BTreeMap::new();
-                *leading = Some(Leading { term, established: false, has_quorum, sessions });
+                let (since, holders) = (self.env.now(), BTreeMap::new());
+                let new = Leading { term, since, established: false, has_quorum, holders };
+                *leading = Some(new);
                 state.led = term;
             }
         }
@@ -173,73 +246,169 @@ impl Gate {
         self.settle(state);
     }
 
+    /// Whether a front-end process is registered.
+    pub(crate) fn is_registered(&self, nonce: u128) -> bool {
+        self.lock().registered.contains_key(&nonce)
+    }
+
     /// Opens the session of a front-end process. An earlier one of the same process ends: it has
-    /// dropped its cache before it asked for another.
-    pub(crate) fn open_session(&self, name: &str, nonce: u128) -> Result<Opened, NoSession> {
+    /// dropped its cache before it asked for another, but that counts only when it acknowledges
+    /// the start.
+    pub(crate) fn open_session(&self, nonce: u128) -> Result<Opened, NoSession> {
         let mut state = self.lock();
+        let (base, now) = (state.applied, self.env.now());
+        let name = state.registered.get(&nonce).cloned();
         state.sessions_opened += 1;
-        let (session, base, now) = (state.sessions_opened, state.applied, self.env.now());
+        let number = state.sessions_opened;
         let sure = |leading: &&mut Leading| leading.established && leading.has_quorum;
         let leading = state.leading.as_mut().filter(sure).ok_or(NoSession::NotLeader)?;
-        leading.sessions.retain(|_, other| other.nonce != nonce);
-        if leading.sessions.len() >= MAX_SESSIONS {
-            return Err(NoSession::TooMany);
+        let name = name.ok_or(NoSession::NotRegistered)?;
+        let holder = leading.holders.entry(nonce).or_insert_with(|| Holder::new(name, now));
+        if holder.removing {
+            return Err(NoSession::BeingRemoved);
         }
-        let (sender, outgoing) = mpsc::channel(WAITING_MESSAGES);
-        // It holds back releases from here on, until it has dropped what it had.
-        let unacknowledged = VecDeque::from([(base, now)]);
-        let name = name.to_owned();
-        let opened = Session { name, nonce, outgoing: Some(sender), unacknowledged };
-        leading.sessions.insert(session, opened);
+        let (outgoing, receiver) = mpsc::channel(WAITING_MESSAGES);
+        // Whatever it has not acknowledged it drops with the start. Until then, a lease that it
+        // may have holds back what it did.
+        let oldest = holder.unacknowledged.front().map_or(base, |(index, _)| *index);
+        holder.unacknowledged = VecDeque::from([(oldest, now), (base, now)]);
+        holder.session =
+            Some(Session { number, base, started: false, sent: base, outgoing, renewal: None });
         let term = leading.term;
         self.settle(state);
-        Ok(Opened { session, term, base, outgoing })
+        Ok(Opened { session: number, term, base, outgoing: receiver })
     }
 
     /// A front end has dropped everything up to `index`.
     pub(crate) fn acknowledged(&self, session: u64, index: u64) {
         let mut state = self.lock();
-        if let Some(session) = state.session_mut(session) {
-            while session.unacknowledged.front().is_some_and(|(sent, _)| *sent <= index) {
-                session.unacknowledged.pop_front();
-            }
+        if let Some(leading) = &mut state.leading
+            && let Some(holder) = leading.holder_of(session)
+        {
+            holder.acknowledged(index);
         }
         self.settle(state);
     }
 
-    /// The stream of a front end has ended, and it may not know: what it has not acknowledged,
-    /// and what comes, is held back until [`Gate::forget_session`].
-    pub(crate) fn close_session(&self, session: u64) {
-        if let Some(session) = self.lock().session_mut(session) {
-            session.outgoing = None;
+    /// A front end asks for a lease, its `number`-th time. The caller has a majority asked, from
+    /// now on, and says so.
+    pub(crate) fn renew(&self, session: u64, number: u64) {
+        let mut state = self.lock();
+        let received = self.env.now();
+        if let Some(leading) = &mut state.leading
+            && let Some(session) = leading.session(session)
+        {
+            let sent = session.sent;
+            session.renewal = Some(Renewal { number, received, sent, confirmed: false });
         }
+        self.settle(state);
     }
 
-    /// A front end serves nothing any more of what it had.
+    /// A majority followed the leader of `term` after the request with this number had come.
+    pub(crate) fn confirm(&self, session: u64, number: u64, term: u64) {
+        let mut state = self.lock();
+        if let Some(leading) = state.leading.as_mut().filter(|leading| leading.term == term)
+            && let Some(session) = leading.session(session)
+            && let Some(renewal) = session.renewal.as_mut().filter(|r| r.number == number)
+        {
+            renewal.confirmed = true;
+        }
+        self.settle(state);
+    }
+
+    /// The stream of a front end has ended, and it may not know: its lease runs on.
+    pub(crate) fn close_session(&self, session: u64) {
+        let mut state = self.lock();
+        if let Some(leading) = &mut state.leading
+            && let Some(holder) = leading.holder_of(session)
+        {
+            holder.close(self.env.now());
+        }
+        self.settle(state);
+    }
+
+    /// A front end has ended its stream: it serves nothing any more of what it had.
     pub(crate) fn forget_session(&self, session: u64) {
         let mut state = self.lock();
-        if let Some(leading) = &mut state.leading {
-            leading.sessions.remove(&session);
+        if let Some(leading) = &mut state.leading
+            && let Some(holder) = leading.holder_of(session)
+        {
+            holder.close(self.env.now());
+            holder.lease_until = None;
+            holder.unacknowledged.clear();
         }
         self.settle(state);
     }
 
-    /// Whether the front end has left a message unacknowledged for longer than `limit`.
-    pub(crate) fn is_late(&self, session: u64, limit: Duration) -> bool {
-        let now = self.env.now();
-        self.lock().session_mut(session).is_some_and(|session| session.is_late(now, limit))
+    /// Holders that have had neither a session nor a lease for a while, by our clock and in this
+    /// term. From now on they get none here.
+    pub(crate) fn lapsed(&self) -> Option<(u64, Vec<u128>)> {
+        let mut state = self.lock();
+        let (now, patience) = (self.env.now(), self.lease * LEASES_UNTIL_LAPSED);
+        let registered = Arc::clone(&state.registered);
+        let leading = state.leading.as_mut().filter(|leading| leading.established)?;
+        for (nonce, name) in &*registered {
+            // One that registered and never asked for a session.
+            leading.holders.entry(*nonce).or_insert_with(|| Holder::new(name.clone(), now));
+        }
+        let is_gone = |holder: &Holder| {
+            let free = holder.session.is_none() && !holder.holds_lease(now);
+            free && !holder.removing && now.saturating_since(holder.gone_since) >= patience
+        };
+        let gone = leading.holders.iter_mut().filter(|(_, holder)| is_gone(holder));
+        let nonces: Vec<_> = gone
+            .map(|(nonce, holder)| {
+                holder.removing = true;
+                *nonce
+            })
+            .collect();
+        (!nonces.is_empty()).then_some((leading.term, nonces))
     }
 
-    /// Whether the leader may tell front ends that it is still there.
-    pub(crate) fn has_quorum(&self) -> bool {
-        self.lock().leading.as_ref().is_some_and(|leading| leading.has_quorum)
+    /// Whether the front end has left a message unacknowledged for the time of a lease.
+    pub(crate) fn is_late(&self, session: u64) -> bool {
+        let now = self.env.now();
+        let mut state = self.lock();
+        let holder = state.leading.as_mut().and_then(|leading| leading.holder_of(session));
+        holder.is_some_and(|holder| {
+            let oldest = holder.unacknowledged.front();
+            oldest.is_some_and(|(_, sent)| now.saturating_since(*sent) > self.lease)
+        })
     }
 
     /// Names of the front ends that listen.
     pub(crate) fn front_ends(&self) -> Vec<String> {
         let state = self.lock();
-        let sessions = state.leading.iter().flat_map(|leading| leading.sessions.values());
-        sessions.filter(|s| s.outgoing.is_some()).map(|s| s.name.clone()).collect()
+        let holders = state.leading.iter().flat_map(|leading| leading.holders.values());
+        holders.filter(|h| h.session.is_some()).map(|h| h.name.clone()).collect()
+    }
+
+    /// How many front ends hold a lease, as far as this leader knows.
+    pub(crate) fn leases(&self) -> usize {
+        let now = self.env.now();
+        let state = self.lock();
+        let holders = state.leading.iter().flat_map(|leading| leading.holders.values());
+        holders.filter(|holder| holder.holds_lease(now)).count()
+    }
+
+    /// Releases what leases have held back when they run out. Never ends.
+    pub(crate) async fn watch_leases(&self) -> Infallible {
+        let mut expiry = self.expiry.subscribe();
+        loop {
+            let next = *expiry.borrow_and_update();
+            let run_out = async {
+                match next {
+                    Some(at) => self.env.sleep(at.saturating_since(self.env.now())).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                // The sender lives as long as the gate.
+                _ = expiry.changed() => {}
+                () = run_out => self.settle(self.lock()),
+            }
+        }
     }
 
     /// Waits until `index` is in the database. The caller sets the limit.
@@ -270,23 +439,33 @@ impl Gate {
         }
     }
 
-    /// Works out what is released, and tells the waiters if anything changed. The state stays
-    /// locked until they are told, so that they see changes in their order.
+    /// Works out what is released and which leases are granted, and tells the waiters if anything
+    /// changed. The state stays locked until they are told, so that they see changes in their
+    /// order.
     fn settle(&self, mut state: MutexGuard<'_, State>) {
-        let State { applied, applied_term, leading, led, released, .. } = &mut *state;
+        let State { applied, applied_term, registered, leading, led, released, .. } = &mut *state;
+        let mut expiry = None;
         if let Some(leading) = leading {
-            leading.established |= *applied_term == leading.term || planted!(NewLeaderNoOwnEntry);
+            if !leading.established
+                && (*applied_term == leading.term || planted!(NewLeaderNoOwnEntry))
+            {
+                leading.establish(registered, self.lease);
+            }
             if leading.established {
-                let holds = leading.sessions.values().filter_map(Session::holds_back);
-                *released = (*released).max(holds.min().unwrap_or(*applied));
+                let now = self.env.now();
+                let held = leading.held_back(now, self.waits);
+                *released = (*released).max(held.unwrap_or(*applied));
                 if planted!(ReleaseBeforeAcknowledged) {
                     *released = *applied;
                 }
+                leading.grant(now, *released, self.lease);
+                expiry = leading.next_expiry(now).filter(|_| *released < *applied && self.waits);
             }
         }
         let leads = leading.as_ref().filter(|l| l.established).map(|l| l.term);
         let next = Progress { applied: *applied, leads, led: *led, released: *released };
         self.progress.send_if_modified(|progress| std::mem::replace(progress, next) != next);
+        self.expiry.send_if_modified(|at| std::mem::replace(at, expiry) != expiry);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -294,155 +473,430 @@ impl Gate {
     }
 }
 
-impl State {
-    fn session_mut(&mut self, session: u64) -> Option<&mut Session> {
-        self.leading.as_mut()?.sessions.get_mut(&session)
-    }
-}
-
-impl Session {
-    /// Queues a message. A front end that reads too slowly hears no more: its stream ends.
-    fn send(&mut self, message: &FromCatalog, index: u64, now: Instant) {
-        self.unacknowledged.push_back((index, now));
-        let sent = self.outgoing.as_ref().is_some_and(|to| to.try_send(message.clone()).is_ok());
-        if !sent {
-            self.outgoing = None;
+impl Leading {
+    /// The first entry of this term is applied. Whoever is registered may have a lease from an
+    /// earlier leader, of which nothing is known here but when it has run out at the latest.
+    fn establish(&mut self, registered: &Holders, lease: Duration) {
+        self.established = true;
+        let until = self.since + lease;
+        for (nonce, name) in registered {
+            let holder = self.holders.entry(*nonce);
+            let holder = holder.or_insert_with(|| Holder::new(name.clone(), until));
+            if !planted!(NewLeaderDoesNotWait) {
+                holder.lease_until = Some(until);
+                // Anything may be in its cache.
+                holder.unacknowledged.push_front((0, self.since));
+            }
         }
     }
 
-    /// The last index that may be released as far as this front end is concerned.
-    fn holds_back(&self) -> Option<u64> {
+    /// Up to where it may be released, if a lease holds anything back.
+    fn held_back(&self, now: Instant, waits: bool) -> Option<u64> {
+        let holding = self.holders.values().filter(|holder| waits && holder.holds_lease(now));
+        holding.filter_map(Holder::held_back).min()
+    }
+
+    /// Grants what was asked for, confirmed, and is safe: the holder has acknowledged all that is
+    /// released, and all that had been sent to it when it asked.
+    fn grant(&mut self, now: Instant, released: u64, lease: Duration) {
+        for holder in self.holders.values_mut() {
+            if !holder.holds_lease(now) {
+                holder.lease_until = None;
+            }
+            let Some(session) = &mut holder.session else {
+                // Nothing is held back any more, and a session would begin anew.
+                if holder.lease_until.is_none() {
+                    holder.unacknowledged.clear();
+                }
+                continue;
+            };
+            let Some(renewal) = session.renewal.filter(|r| r.confirmed) else { continue };
+            let oldest = holder.unacknowledged.front().map(|(index, _)| *index);
+            let current = oldest.is_none_or(|oldest| oldest > renewal.sent.max(released));
+            if !(current || planted!(GrantWithoutAcknowledgement)) || holder.removing {
+                continue;
+            }
+            session.renewal = None;
+            // A lease that was granted before ends no later.
+            holder.lease_until = Some(renewal.received + lease);
+            let granted = FromCatalog::Granted { number: renewal.number };
+            if session.outgoing.try_send(granted).is_err() {
+                holder.close(now);
+            }
+        }
+    }
+
+    /// When the next lease runs out.
+    fn next_expiry(&self, now: Instant) -> Option<Instant> {
+        let holding = self.holders.values().filter(|holder| holder.holds_lease(now));
+        holding.filter(|h| h.held_back().is_some()).filter_map(|h| h.lease_until).min()
+    }
+
+    fn holder_of(&mut self, session: u64) -> Option<&mut Holder> {
+        let has =
+            |holder: &&mut Holder| holder.session.as_ref().is_some_and(|s| s.number == session);
+        self.holders.values_mut().find(has)
+    }
+
+    fn session(&mut self, session: u64) -> Option<&mut Session> {
+        self.holder_of(session)?.session.as_mut()
+    }
+}
+
+impl Holder {
+    fn new(name: String, gone_since: Instant) -> Holder {
+        Holder {
+            name,
+            session: None,
+            unacknowledged: VecDeque::new(),
+            lease_until: None,
+            gone_since,
+            removing: false,
+        }
+    }
+
+    fn holds_lease(&self, now: Instant) -> bool {
+        self.lease_until.is_some_and(|until| now < until)
+    }
+
+    /// The last index that may be released while its lease lasts.
+    fn held_back(&self) -> Option<u64> {
         self.unacknowledged.front().map(|(index, _)| index.saturating_sub(1))
     }
 
-    fn is_late(&self, now: Instant, limit: Duration) -> bool {
-        self.unacknowledged.front().is_some_and(|(_, sent)| now.saturating_since(*sent) > limit)
+    /// Queues a message. A front end that reads too slowly hears no more: its stream ends.
+    fn invalidate(&mut self, message: &FromCatalog, index: u64, now: Instant) {
+        let sent = match &mut self.session {
+            Some(session) => {
+                session.sent = index;
+                session.outgoing.try_send(message.clone()).is_ok()
+            }
+            None => true,
+        };
+        self.unacknowledged.push_back((index, now));
+        if !sent {
+            self.close(now);
+        }
+    }
+
+    fn acknowledged(&mut self, index: u64) {
+        while self.unacknowledged.front().is_some_and(|(sent, _)| *sent <= index) {
+            self.unacknowledged.pop_front();
+        }
+        if let Some(session) = &mut self.session
+            && !session.started
+            && index >= session.base
+        {
+            session.started = true;
+            // That was of an earlier session: it is dropped with the cache.
+            self.lease_until = None;
+        }
+    }
+
+    fn close(&mut self, now: Instant) {
+        self.session = None;
+        self.gone_since = self.lease_until.map_or(now, |until| until.max(now));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use pygmy_protocol::item::ItemNumber;
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    use pygmy_protocol::{
+        env::{BoxFuture, Clock},
+        item::ItemNumber,
+    };
 
     use super::*;
     use crate::raft::log_id;
 
     const LIMIT: Duration = Duration::from_secs(5);
     const NO_TIME: Duration = Duration::ZERO;
+    const LEASE_MS: u64 = 500;
+    /// By the leader's clock: one per cent longer.
+    const LEASE_HERE_MS: u64 = 505;
+
+    /// Stands still unless it is told. Whoever sleeps is not woken.
+    #[derive(Default)]
+    struct Stopped(AtomicU64);
+
+    impl Clock for Stopped {
+        fn now(&self) -> Instant {
+            Instant::from_origin(Duration::from_millis(1_000 + self.0.load(SeqCst)))
+        }
+
+        fn wall_ms(&self) -> u64 {
+            0
+        }
+
+        fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+            match duration.is_zero() {
+                true => Box::pin(std::future::ready(())),
+                false => Box::pin(std::future::pending()),
+            }
+        }
+    }
+
+    struct Store {
+        gate: Gate,
+        clock: Arc<Stopped>,
+    }
+
+    impl Store {
+        /// A replica that knows of front ends 1 and 2, and does not lead.
+        fn new() -> Store {
+            Store::that_waits(true)
+        }
+
+        fn that_waits(waits: bool) -> Store {
+            let clock = Arc::new(Stopped::default());
+            let env = Env { clock: Arc::clone(&clock) as Arc<dyn Clock>, ..Env::production() };
+            let gate = Gate::new(&env, Duration::from_millis(LEASE_MS), waits);
+            let name = |nonce: u128| (nonce, format!("frontend-{nonce}"));
+            gate.holders(Arc::new([1, 2].map(name).into()));
+            Store { gate, clock }
+        }
+
+        /// The leader of term 1 that has applied the first entry of its term at index 1, and waits
+        /// no more for whoever was there before.
+        fn leading() -> Store {
+            let store = Store::new();
+            store.gate.lead(1, true);
+            store.gate.applied(log_id(1, 1), Vec::new());
+            store.pass(LEASE_HERE_MS);
+            store
+        }
+
+        fn pass(&self, ms: u64) {
+            self.clock.0.fetch_add(ms, SeqCst);
+            self.gate.settle(self.gate.lock());
+        }
+
+        fn sell(&self, index: u64) {
+            self.gate.applied(log_id(1, index), item(7));
+        }
+
+        /// A front end with a session that has acknowledged its start.
+        fn session(&self, nonce: u128) -> Opened {
+            let opened = self.gate.open_session(nonce).unwrap();
+            self.gate.acknowledged(opened.session, opened.base);
+            opened
+        }
+
+        /// The same with a lease from now on.
+        fn lease(&self, nonce: u128) -> Opened {
+            let mut opened = self.session(nonce);
+            self.ask(&opened, 1);
+            assert_eq!(opened.outgoing.try_recv(), Ok(FromCatalog::Granted { number: 1 }));
+            opened
+        }
+
+        fn ask(&self, opened: &Opened, number: u64) {
+            self.gate.renew(opened.session, number);
+            self.gate.confirm(opened.session, number, opened.term);
+        }
+
+        fn released(&self) -> u64 {
+            self.gate.progress().released
+        }
+    }
 
     fn item(number: u64) -> Vec<CacheKey> {
         vec![CacheKey::Item(ItemNumber::try_from(number).unwrap())]
     }
 
-    /// A gate of the leader of term 1 that has applied the first entry of its term at index 1.
-    fn leading() -> Gate {
-        let gate = Gate::new(&Env::production());
-        gate.lead(1, true);
-        gate.applied(log_id(1, 1), Vec::new());
-        gate
+    #[tokio::test]
+    async fn without_leases_what_is_applied_is_released() {
+        let store = Store::leading();
+        let mut opened = store.session(1);
+        store.sell(2);
+        store.gate.await_released(1, 2, LIMIT).await.unwrap();
+        let message = opened.outgoing.try_recv().unwrap();
+        assert_eq!(message, FromCatalog::Invalidate { index: 2, keys: item(7) }, "it hears of it");
     }
 
     #[tokio::test]
-    async fn without_front_ends_what_is_applied_is_released() {
-        let gate = leading();
-        gate.applied(log_id(1, 2), item(7));
-        gate.await_released(1, 2, LIMIT).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_change_waits_for_every_front_end() {
-        let gate = leading();
-        let mut sessions = Vec::new();
-        for nonce in [1, 2] {
-            let opened = gate.open_session("frontend", nonce).unwrap();
-            gate.acknowledged(opened.session, opened.base);
-            sessions.push(opened);
-        }
-        gate.applied(log_id(1, 2), item(7));
-        for session in &mut sessions {
-            let message = session.outgoing.try_recv().unwrap();
+    async fn a_change_waits_for_every_lease() {
+        let store = Store::leading();
+        let mut leases = [store.lease(1), store.lease(2)];
+        store.sell(2);
+        for lease in &mut leases {
+            let message = lease.outgoing.try_recv().unwrap();
             assert_eq!(message, FromCatalog::Invalidate { index: 2, keys: item(7) });
         }
-        gate.acknowledged(sessions[0].session, 2);
-        assert_eq!(gate.await_released(1, 2, NO_TIME).await, Err(NotReleased::TimedOut));
-        gate.acknowledged(sessions[1].session, 2);
-        gate.await_released(1, 2, LIMIT).await.unwrap();
+        store.gate.acknowledged(leases[0].session, 2);
+        assert_eq!(store.gate.await_released(1, 2, NO_TIME).await, Err(NotReleased::TimedOut));
+        store.gate.acknowledged(leases[1].session, 2);
+        store.gate.await_released(1, 2, LIMIT).await.unwrap();
     }
 
-    #[tokio::test]
-    async fn a_new_session_holds_back_until_it_has_acknowledged_its_base() {
-        let gate = leading();
-        let opened = gate.open_session("frontend-1", 1).unwrap();
-        gate.applied(log_id(1, 2), Vec::new());
-        assert_eq!(gate.await_released(1, 2, NO_TIME).await, Err(NotReleased::TimedOut));
-        gate.acknowledged(opened.session, opened.base);
-        gate.await_released(1, 2, LIMIT).await.unwrap();
+    #[test]
+    fn a_lease_counts_from_its_request_and_runs_out() {
+        let store = Store::leading();
+        let opened = store.session(1);
+        store.gate.renew(opened.session, 1);
+        store.pass(100);
+        store.gate.confirm(opened.session, 1, 1);
+        store.sell(2);
+        store.pass(LEASE_HERE_MS - 101);
+        assert_eq!(store.released(), 1);
+        store.pass(1);
+        assert_eq!(store.released(), 2);
     }
 
-    #[tokio::test]
-    async fn a_broken_stream_holds_back_until_the_front_end_is_forgotten() {
-        let gate = leading();
-        let opened = gate.open_session("frontend-1", 1).unwrap();
-        gate.acknowledged(opened.session, opened.base);
-        gate.close_session(opened.session);
-        gate.applied(log_id(1, 2), item(7));
-        assert_eq!(gate.await_released(1, 2, NO_TIME).await, Err(NotReleased::TimedOut));
-        assert!(gate.front_ends().is_empty());
-        gate.forget_session(opened.session);
-        gate.await_released(1, 2, LIMIT).await.unwrap();
+    #[test]
+    fn a_broken_stream_leaves_the_lease_and_an_ended_one_does_not() {
+        for (ends_itself, released) in [(false, 1), (true, 2)] {
+            let store = Store::leading();
+            let opened = store.lease(1);
+            match ends_itself {
+                true => store.gate.forget_session(opened.session),
+                false => store.gate.close_session(opened.session),
+            }
+            store.sell(2);
+            assert_eq!(store.released(), released);
+            assert!(store.gate.front_ends().is_empty());
+            store.pass(LEASE_HERE_MS);
+            assert_eq!(store.released(), 2);
+        }
     }
 
-    #[tokio::test]
-    async fn a_late_word_about_an_old_session_does_not_touch_the_new_one() {
-        let gate = leading();
-        let old = gate.open_session("frontend-1", 1).unwrap();
-        let new = gate.open_session("frontend-1", 1).unwrap();
-        gate.acknowledged(new.session, new.base);
-        gate.applied(log_id(1, 2), item(7));
-        gate.acknowledged(old.session, 2);
-        gate.forget_session(old.session);
-        assert_eq!(gate.await_released(1, 2, NO_TIME).await, Err(NotReleased::TimedOut));
-        gate.acknowledged(new.session, 2);
-        gate.await_released(1, 2, LIMIT).await.unwrap();
+    #[test]
+    fn a_new_session_ends_the_lease_of_the_old_one_when_its_start_is_acknowledged() {
+        let store = Store::leading();
+        let old = store.lease(1);
+        store.sell(2);
+        let new = store.gate.open_session(1).unwrap();
+        assert_eq!((store.released(), new.base), (1, 2), "it may still have the old value");
+        store.gate.acknowledged(old.session, 2);
+        assert_eq!(store.released(), 1, "a late word about the old session");
+        store.gate.acknowledged(new.session, 2);
+        store.sell(3);
+        assert_eq!(store.released(), 3);
+    }
+
+    #[test]
+    fn a_lease_is_granted_only_to_who_has_acknowledged_what_was_sent_and_released() {
+        let store = Store::leading();
+        let mut opened = store.session(1);
+        store.sell(2);
+        store.ask(&opened, 1);
+        assert!(matches!(opened.outgoing.try_recv(), Ok(FromCatalog::Invalidate { .. })));
+        assert!(opened.outgoing.try_recv().is_err(), "2 is released, and not acknowledged");
+        store.gate.acknowledged(opened.session, 2);
+        assert_eq!(opened.outgoing.try_recv(), Ok(FromCatalog::Granted { number: 1 }));
+        // Under the lease 3 is held back, and the next lease waits for what was sent by then only.
+        store.sell(3);
+        store.gate.renew(opened.session, 2);
+        store.sell(4);
+        store.gate.acknowledged(opened.session, 3);
+        store.gate.confirm(opened.session, 2, 1);
+        let said: Vec<_> = std::iter::from_fn(|| opened.outgoing.try_recv().ok()).collect();
+        assert_eq!(said.last(), Some(&FromCatalog::Granted { number: 2 }));
+        assert_eq!(store.released(), 3);
+    }
+
+    #[test]
+    fn a_confirmation_is_for_its_term_and_its_request() {
+        let store = Store::leading();
+        let mut opened = store.session(1);
+        store.gate.renew(opened.session, 2);
+        store.gate.confirm(opened.session, 2, 3);
+        store.gate.confirm(opened.session, 1, 1);
+        store.gate.confirm(opened.session + 1, 2, 1);
+        assert!(opened.outgoing.try_recv().is_err());
+        store.gate.confirm(opened.session, 2, 1);
+        assert!(opened.outgoing.try_recv().is_ok());
+    }
+
+    #[test]
+    fn a_new_leader_waits_for_everybody_who_is_registered() {
+        let store = Store::new();
+        store.gate.lead(1, true);
+        store.pass(100);
+        store.gate.applied(log_id(1, 1), Vec::new());
+        store.sell(2);
+        assert_eq!(store.released(), 0);
+        store.session(1);
+        assert_eq!(store.released(), 0, "not of the other one");
+        store.pass(LEASE_HERE_MS - 101);
+        assert_eq!(store.released(), 0);
+        store.pass(1);
+        assert_eq!(store.released(), 2);
+
+        let store = Store::new();
+        store.gate.lead(1, true);
+        store.gate.applied(log_id(1, 1), Vec::new());
+        store.session(1);
+        store.session(2);
+        assert_eq!(store.released(), 1, "all have dropped what they had");
+    }
+
+    #[test]
+    fn who_is_taken_out_gets_no_session_before_that_is_applied() {
+        let store = Store::leading();
+        let opened = store.lease(1);
+        store.gate.close_session(opened.session);
+        assert_eq!(store.gate.lapsed(), None);
+        store.pass(LEASE_HERE_MS * (1 + u64::from(LEASES_UNTIL_LAPSED)));
+        assert_eq!(store.gate.lapsed(), Some((1, vec![1, 2])));
+        assert_eq!(store.gate.lapsed(), None, "once");
+        assert_eq!(store.gate.open_session(1).err(), Some(NoSession::BeingRemoved));
+        store.gate.holders(Arc::new([(2, "frontend-2".to_owned())].into()));
+        assert_eq!(store.gate.open_session(1).err(), Some(NoSession::NotRegistered));
+        assert!(!store.gate.is_registered(1));
+    }
+
+    #[test]
+    fn eventually_nobody_is_waited_for() {
+        let store = Store::that_waits(false);
+        store.gate.lead(1, true);
+        store.gate.applied(log_id(1, 1), Vec::new());
+        store.sell(2);
+        assert_eq!(store.released(), 2);
+        let mut opened = store.lease(1);
+        store.sell(3);
+        assert_eq!(store.released(), 3);
+        assert!(matches!(opened.outgoing.try_recv(), Ok(FromCatalog::Invalidate { .. })));
     }
 
     #[tokio::test]
     async fn an_entry_of_a_later_term_ends_the_leadership() {
-        let gate = leading();
-        gate.open_session("frontend-1", 1).unwrap();
-        gate.applied(log_id(2, 2), item(7));
-        assert_eq!(gate.progress().leads, None);
-        assert!(gate.progress().released < 2, "only the new leader knows");
-        gate.lead(1, true);
-        assert_eq!(gate.progress().leads, None, "Raft's word was late");
+        let store = Store::leading();
+        store.lease(1);
+        store.gate.applied(log_id(2, 2), item(7));
+        assert_eq!(store.gate.progress().leads, None);
+        assert!(store.released() < 2, "only the new leader knows");
+        store.gate.lead(1, true);
+        assert_eq!(store.gate.progress().leads, None, "Raft's word was late");
     }
 
-    #[tokio::test]
-    async fn a_leader_without_a_majority_opens_no_session() {
-        let gate = leading();
-        gate.lead(1, false);
-        let refused = gate.open_session("frontend-1", 1).err();
-        assert_eq!(refused, Some(NoSession::NotLeader));
-        assert!(!gate.has_quorum());
+    #[test]
+    fn a_leader_without_a_majority_opens_no_session() {
+        let store = Store::leading();
+        store.gate.lead(1, false);
+        assert_eq!(store.gate.open_session(1).err(), Some(NoSession::NotLeader));
     }
 
-    #[tokio::test]
-    async fn no_session_before_an_entry_of_the_own_term() {
-        let gate = Gate::new(&Env::production());
-        gate.applied(log_id(1, 5), Vec::new());
-        gate.lead(2, true);
-        assert_eq!(gate.open_session("frontend-1", 1).err(), Some(NoSession::NotLeader));
-        gate.applied(log_id(2, 6), Vec::new());
-        assert_eq!(gate.open_session("frontend-1", 1).unwrap().base, 6);
+    #[test]
+    fn no_session_before_an_entry_of_the_own_term() {
+        let store = Store::new();
+        store.gate.applied(log_id(1, 5), Vec::new());
+        store.gate.lead(2, true);
+        assert_eq!(store.gate.open_session(1).err(), Some(NoSession::NotLeader));
+        store.gate.applied(log_id(2, 6), Vec::new());
+        assert_eq!(store.gate.open_session(1).unwrap().base, 6);
     }
 
     #[tokio::test]
     async fn losing_the_leadership_ends_sessions_and_waits() {
-        let gate = leading();
-        let mut opened = gate.open_session("frontend-1", 1).unwrap();
-        gate.applied(log_id(1, 2), item(7));
-        gate.follow();
-        assert_eq!(gate.await_released(1, 2, LIMIT).await, Err(NotReleased::LeaderChanged));
+        let store = Store::leading();
+        let mut opened = store.lease(1);
+        store.sell(2);
+        store.gate.follow();
+        let waited = store.gate.await_released(1, 2, LIMIT).await;
+        assert_eq!(waited, Err(NotReleased::LeaderChanged));
         assert!(opened.outgoing.recv().await.is_some(), "what was sent is still delivered");
         assert!(opened.outgoing.recv().await.is_none());
     }

@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     Config, ReplicaAddress, Settings,
     compact::compact_log,
+    holders::remove_lapsed,
     identity::DataDir,
     leadership::{Leader, Leadership, follow_raft},
     log::{LogConfig, LogStore},
@@ -33,7 +34,9 @@ use crate::{
     ready::watch_readiness,
     release::Gate,
     retire::hand_over,
-    state::{AppliedHook, KeyIndexConfig, Reader, SnapshotStore, StateConfig, StateMachine},
+    state::{
+        AppliedHook, Holders, KeyIndexConfig, Reader, SnapshotStore, StateConfig, StateMachine,
+    },
 };
 
 /// Pages of SQLite's write-ahead log at which it is checkpointed, and how many more a replica may
@@ -105,6 +108,10 @@ impl AppliedHook for ToGate {
         self.0.applied(log_id, changed);
     }
 
+    fn holders(&self, holders: Arc<Holders>) {
+        self.0.holders(holders);
+    }
+
     fn restored(&self, log_id: LogId) {
         self.0.applied(log_id, vec![CacheKey::All]);
     }
@@ -126,7 +133,7 @@ pub(crate) async fn start(
 ) -> Result<Started, Fatal> {
     let fatal = |error: &dyn std::fmt::Display| Fatal(error.to_string());
     config.settings.check().map_err(|e| fatal(&format!("[catalog] {e}")))?;
-    let Config { server, dir, replicas, lease_ms, settings } = config;
+    let Config { server, dir, replicas, lease_ms, waits_for_caches, settings } = config;
     if lease_ms < LEASE_HEARTBEATS * settings.raft_heartbeat_ms {
         return Err(Fatal(format!(
             "lease_ms is {lease_ms}; it must be at least {LEASE_HEARTBEATS} times raft_heartbeat_ms, \
@@ -142,7 +149,8 @@ pub(crate) async fn start(
         cache_bytes: settings.log_cache_bytes,
     };
     let log = LogStore::open(env, &log_dir, log_config).map_err(|e| fatal(&e))?;
-    let gate = Arc::new(Gate::new(env));
+    let lease = Duration::from_millis(lease_ms);
+    let gate = Arc::new(Gate::new(env, lease, waits_for_caches));
     let hook = Arc::new(ToGate(Arc::clone(&gate)));
     let (machine, reader) =
         StateMachine::open(env, &dir, state_config(&settings, &server.name), hook)
@@ -151,6 +159,7 @@ pub(crate) async fn start(
     let id = data_dir.identity(env, log_was_there, holds_data).map_err(|e| fatal(&e))?;
     check_no_gap(&log, &reader)?;
     if let Some(applied) = reader.status().applied {
+        gate.holders(reader.holders());
         gate.applied(applied, Vec::new());
     }
     let snapshots = machine.snapshots();
@@ -178,7 +187,7 @@ pub(crate) async fn start(
         server,
         replicas,
         settings,
-        lease: Duration::from_millis(lease_ms),
+        lease,
         raft,
         log,
         reader,
@@ -198,14 +207,20 @@ pub(crate) async fn start(
         env.spawn(run_batches(Arc::clone(&shared), waiting)),
         env.spawn(run_rounds(Arc::clone(&shared), reads)),
         env.spawn(follow_raft(Arc::clone(&shared), view, registered.registration)),
+        env.spawn(watch_leases(Arc::clone(&shared))),
     ];
     let tasks = vec![
         registered.task,
         env.spawn(watch_readiness(Arc::clone(&shared), readiness.clone(), shutdown.clone())),
         env.spawn(compact_log(Arc::clone(&shared), shutdown.clone())),
+        env.spawn(remove_lapsed(Arc::clone(&shared), shutdown.clone())),
         env.spawn(hand_over(Arc::clone(&shared), shutdown.clone())),
     ];
     Ok(Started { shared, readiness, tasks, background })
+}
+
+async fn watch_leases(shared: Arc<Shared>) -> Fatal {
+    match shared.gate.watch_leases().await {}
 }
 
 fn state_config(settings: &Settings, name: &str) -> StateConfig {

@@ -319,9 +319,9 @@ async fn invalidation_stream(
     }
     let (response, upgraded) = accept_upgrade(&mut request, invalidation::PROTOCOL)?;
     let env = shared.env.clone();
-    env.clone().spawn(async move {
+    env.spawn(async move {
         let Ok(connection) = upgraded.connection().await else { return };
-        if let Err(error) = serve_stream(&env, &shared.gate, connection, shared.lease).await {
+        if let Err(error) = serve_stream(&shared, connection).await {
             tracing::debug!(%error, "an invalidation stream ended");
         }
     });

@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::{
     log::{LogConfig, LogStore},
     raft::{LogId, TypeConfig},
-    state::{AppliedHook, StateConfig, StateMachine},
+    state::{AppliedHook, Holders, StateConfig, StateMachine},
 };
 
 /// Gives the suite a fresh directory for each test.
@@ -38,6 +38,7 @@ struct Deaf;
 
 impl AppliedHook for Deaf {
     fn applied(&self, _: LogId, _: Vec<CacheKey>) {}
+    fn holders(&self, _: Arc<Holders>) {}
     fn restored(&self, _: LogId) {}
 }
 

@@ -1,103 +1,123 @@
 //! The invalidation stream of one front end, from its opening to its end.
 
-use std::{io, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use pygmy_protocol::{
     env::{Connection, Env},
     frame,
     invalidation::{FromCatalog, ToCatalog},
+    planted,
 };
 use tokio::{
-    io::{AsyncWriteExt, ReadHalf, WriteHalf},
-    sync::mpsc,
+    io::{AsyncWriteExt, BufReader, ReadHalf, WriteHalf},
+    sync::{mpsc, watch},
 };
 
-use crate::release::{Gate, Opened};
+use crate::{
+    holders::register,
+    release::{Gate, Opened},
+    replica::Shared,
+};
 
 /// Longest wait for the first message of a front end.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The clock of the front end may run slower than ours by this factor: one per cent.
-const CLOCK_DRIFT_PER_MILLE: u32 = 10;
-
-/// Serves one front end until it is gone, is late, or this replica leads no more.
-///
-/// `lease` is how long a front end may serve from its cache without hearing from the leader. A
-/// session that has left something unacknowledged for that long, by whichever clock is slower, is
-/// closed.
-pub(crate) async fn serve_stream(
-    env: &Env,
-    gate: &Gate,
-    connection: Connection,
-    lease: Duration,
-) -> io::Result<()> {
+/// Serves one front end until it is gone, is late, or this replica leads no more. A session that
+/// has left something unacknowledged for the time of a lease is closed.
+pub(crate) async fn serve_stream(shared: &Arc<Shared>, connection: Connection) -> io::Result<()> {
+    let Shared { env, gate, lease, .. } = &**shared;
     let (reader, writer) = tokio::io::split(connection);
-    let mut reader = tokio::io::BufReader::new(reader);
+    let mut reader = BufReader::new(reader);
     let hello = env.timeout(HELLO_TIMEOUT, frame::read(&mut reader)).await;
     let Some(ToCatalog::Hello { name, nonce }) = hello.map_err(io::Error::other)?? else {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "a stream begins with a hello"));
     };
-    let opened = gate.open_session(&name, nonce).map_err(io::Error::other)?;
+    if !gate.is_registered(nonce)
+        && !register(shared, nonce, &name).await.map_err(io::Error::other)?
+    {
+        return Err(io::Error::other("too many front ends are registered"));
+    }
+    let opened = gate.open_session(nonce).map_err(io::Error::other)?;
     let (session, term, base) = (opened.session, opened.term, opened.base);
     tracing::info!(front_end = name, term, base, "invalidation stream opened");
-    let limit = lease + lease * CLOCK_DRIFT_PER_MILLE / 1000;
+    let (asked, asks) = watch::channel(None);
     let ended = tokio::select! {
         biased;
-        ended = read_acknowledgements(reader, gate, session) => ended,
-        ended = write_messages(env, gate, writer, opened, lease) => ended,
-        () = until_late(env, gate, session, limit) => Err(io::Error::other("it does not acknowledge")),
+        ended = read_messages(reader, gate, session, asked) => ended,
+        ended = write_messages(writer, opened) => ended,
+        ended = confirm_renewals(shared, session, asks) => ended,
+        () = until_late(env, gate, session, *lease) => Err(io::Error::other("it does not acknowledge")),
     };
     let why = ended.as_ref().err().map(ToString::to_string);
     tracing::info!(front_end = name, term, why, "invalidation stream closed");
-    // It closes the stream by itself only after it has dropped its cache. Otherwise it may not
-    // have noticed yet, and serve on until it has heard nothing for the time of the lease.
-    if ended.is_err() {
-        gate.close_session(session);
-        env.sleep(limit).await;
+    match ended {
+        // It closes the stream by itself only after it has dropped its cache.
+        Ok(()) => gate.forget_session(session),
+        // It may not have noticed yet, and serve on until its lease runs out.
+        Err(_) => gate.close_session(session),
     }
-    gate.forget_session(session);
     ended
 }
 
-async fn read_acknowledgements(
-    mut reader: tokio::io::BufReader<ReadHalf<Connection>>,
+/// What the front end says. `asked` gets the number of each request for a lease.
+async fn read_messages(
+    mut reader: BufReader<ReadHalf<Connection>>,
     gate: &Gate,
     session: u64,
+    asked: watch::Sender<Option<u64>>,
 ) -> io::Result<()> {
     while let Some(message) = frame::read(&mut reader).await? {
         match message {
             ToCatalog::Acknowledge { index } => gate.acknowledged(session, index),
+            ToCatalog::Renew { number } => {
+                gate.renew(session, number);
+                asked.send_replace(Some(number));
+            }
             ToCatalog::Hello { .. } => return Err(io::Error::other("a second hello")),
         }
     }
     Ok(())
 }
 
-/// Writes what waits in one go; says that the leader is alive when there is nothing, and a
-/// majority agrees.
-async fn write_messages(
-    env: &Env,
-    gate: &Gate,
-    mut writer: WriteHalf<Connection>,
-    mut opened: Opened,
-    lease: Duration,
+/// Has a majority say, after each request for a lease, that it still follows this leader.
+async fn confirm_renewals(
+    shared: &Shared,
+    session: u64,
+    mut asks: watch::Receiver<Option<u64>>,
 ) -> io::Result<()> {
+    loop {
+        if asks.changed().await.is_err() {
+            // The reader has ended, and with it the session.
+            return std::future::pending().await;
+        }
+        let Some(number) = *asks.borrow_and_update() else { continue };
+        if planted!(RenewalWithoutRound) {
+            let term = shared.gate.progress().leads.unwrap_or_default();
+            shared.gate.confirm(session, number, term);
+            continue;
+        }
+        // Without a majority there is no lease; the front end asks again.
+        if let Ok(fresh) = shared.rounds.join().await
+            && let Some(term) = fresh.led_in
+        {
+            shared.gate.confirm(session, number, term);
+        }
+    }
+}
+
+/// Writes what waits in one go.
+async fn write_messages(mut writer: WriteHalf<Connection>, mut opened: Opened) -> io::Result<()> {
     let Opened { term, base, .. } = opened;
     frame::write(&mut writer, &FromCatalog::Start { term, base }).await?;
     let mut buffer = Vec::new();
-    loop {
-        let message = match env.timeout(lease / 3, opened.outgoing.recv()).await {
-            Ok(Some(message)) => message,
-            Ok(None) => return Err(io::Error::other("the leader has closed it")),
-            Err(_) if gate.has_quorum() => FromCatalog::Alive,
-            Err(_) => continue,
-        };
+    while let Some(message) = opened.outgoing.recv().await {
         buffer.clear();
         frame::encode(&message, &mut buffer)?;
         drain(&mut opened.outgoing, &mut buffer)?;
         writer.write_all(&buffer).await?;
         writer.flush().await?;
     }
+    Err(io::Error::other("the leader has closed it"))
 }
 
 fn drain(outgoing: &mut mpsc::Receiver<FromCatalog>, buffer: &mut Vec<u8>) -> io::Result<()> {
@@ -107,8 +127,8 @@ fn drain(outgoing: &mut mpsc::Receiver<FromCatalog>, buffer: &mut Vec<u8>) -> io
     Ok(())
 }
 
-async fn until_late(env: &Env, gate: &Gate, session: u64, limit: Duration) {
-    while !gate.is_late(session, limit) {
-        env.sleep(limit / 10).await;
+async fn until_late(env: &Env, gate: &Gate, session: u64, lease: Duration) {
+    while !gate.is_late(session) {
+        env.sleep(lease / 10).await;
     }
 }

@@ -60,6 +60,7 @@ impl Cluster {
                 dir: dir.path().to_owned(),
                 replicas: addresses.clone(),
                 lease_ms: 500,
+                waits_for_caches: true,
                 settings: settings.clone(),
             };
             let (stopper, stop) = shutdown();

@@ -2,12 +2,14 @@
 //!
 //! Any catalog server is asked; one that does not lead names the leader. There the front end says
 //! hello, and the leader opens a session. From then on everything that changes comes down the
-//! stream in log order; it is dropped from the cache and acknowledged, and the leader lets nobody
-//! know of a change before all front ends have acknowledged it, or have been silent for so long
-//! that they serve nothing from their caches.
+//! stream in log order; it is dropped from the cache and acknowledged. The front end asks for a
+//! lease every third of its time, and notes by its own clock when it asked: from that moment, and
+//! not from the answer, the lease counts. While it lasts, the cache may be served, for the leader
+//! lets nobody know of a change before all front ends with a lease have acknowledged it.
 //!
-//! When the stream breaks, or has been silent for the lease, the session is over: the cache is
-//! emptied first and a new session opened then. Meanwhile reads go to the catalog.
+//! A lease that has merely run out is renewed when the leader is there again; meanwhile reads go to
+//! the catalog. When the stream breaks, or has been silent for the time of a lease, the session is
+//! over: the cache is emptied first and a new session opened then.
 
 use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
@@ -20,6 +22,7 @@ use pygmy_protocol::{
     frame,
     http::{Fatal, Secret, Shutdown},
     invalidation::{FromCatalog, LEADER_URL, PATH, PROTOCOL, ToCatalog},
+    planted,
 };
 use tokio::io::{AsyncWrite, BufReader};
 
@@ -37,6 +40,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// but a stream that never pauses must not keep the writers waiting.
 const BATCH_MAX: usize = 256;
 
+/// A lease is asked for so many times before it would run out.
+const RENEWALS_PER_LEASE: u32 = 3;
+
 /// One front end's side of the stream.
 pub(crate) struct Follower {
     pub(crate) env: Env,
@@ -48,7 +54,7 @@ pub(crate) struct Follower {
     pub(crate) name: String,
     /// Random, new with every start of the process.
     pub(crate) nonce: u128,
-    /// How long the cache may be served after the last message.
+    /// How long the cache may be served after a lease was asked for.
     pub(crate) lease: Duration,
     /// The highest term seen; never back to a lower one.
     pub(crate) term: u64,
@@ -81,8 +87,14 @@ struct Session {
     last: u64,
     /// Whether the leader does not know that yet.
     unacknowledged: bool,
-    /// When the last message came.
-    heard: Instant,
+    /// Leases asked for so far.
+    asked: u64,
+    /// When the last one was, if it is not granted yet.
+    asked_at: Option<Instant>,
+    /// When the next one is to be asked for.
+    ask_at: Instant,
+    /// Without another message until then, the stream is silent.
+    silent_at: Instant,
 }
 
 /// Empties the cache and serves nothing from it when it goes.
@@ -158,19 +170,37 @@ impl Follower {
             let message = match ready {
                 Some(message) => message,
                 None => {
-                    // Only who has caught up may serve on: a process that was stopped for a
-                    // while has old messages to work through, and vouches for nothing until then.
-                    if batched < BATCH_MAX {
-                        self.reader.cache.renew(session.heard + self.lease);
-                    }
                     self.acknowledge(&mut session, &mut writer).await?;
                     batched = 0;
-                    env.timeout(self.lease, next).await.map_err(|TimedOut| Broken::Silent)?
+                    loop {
+                        let wait = session.ask_at.saturating_since(env.now());
+                        if let Ok(message) = env.timeout(wait, next.as_mut()).await {
+                            break message;
+                        }
+                        if env.now() >= session.silent_at {
+                            return Err(Broken::Silent);
+                        }
+                        self.ask_for_lease(&mut session, &mut writer).await?;
+                    }
                 }
             };
             self.apply(&mut session, message?.ok_or(Broken::Closed)?)?;
             batched += 1;
         }
+    }
+
+    /// Asks for a lease, which counts from now.
+    async fn ask_for_lease(
+        &self,
+        session: &mut Session,
+        writer: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), Broken> {
+        let now = self.env.now();
+        session.asked += 1;
+        // One that was asked for before and is answered now is not this one.
+        session.asked_at = Some(now);
+        session.ask_at = now + self.lease / RENEWALS_PER_LEASE;
+        self.send(writer, &ToCatalog::Renew { number: session.asked }).await
     }
 
     /// Takes the session that `first` offers. Its base is yet to be acknowledged.
@@ -182,13 +212,28 @@ impl Follower {
         self.term = term;
         self.reader.cache.open(base);
         tracing::info!(catalog = url, term, base, "the cache follows the catalog's leader");
-        Ok(Session { last: base, unacknowledged: true, heard: self.env.now() })
+        let now = self.env.now();
+        Ok(Session {
+            last: base,
+            unacknowledged: true,
+            asked: 0,
+            asked_at: None,
+            ask_at: now,
+            silent_at: now + self.lease,
+        })
     }
 
     fn apply(&self, session: &mut Session, message: FromCatalog) -> Result<(), Broken> {
-        session.heard = self.env.now();
+        session.silent_at = self.env.now() + self.lease;
         match message {
-            FromCatalog::Alive => Ok(()),
+            FromCatalog::Granted { number } => {
+                // Any other than the last one is no answer to it.
+                if let Some(asked_at) = session.asked_at.take_if(|_| number == session.asked) {
+                    let from = if planted!(LeaseFromAnswer) { self.env.now() } else { asked_at };
+                    self.reader.cache.renew(from + self.lease);
+                }
+                Ok(())
+            }
             FromCatalog::Start { .. } => Err(Broken::SecondSession),
             // An equal index is an error as well: it would have been acknowledged already.
             FromCatalog::Invalidate { index, .. } if index <= session.last => {

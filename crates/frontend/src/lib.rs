@@ -15,10 +15,10 @@
 //! invalidation has come down the stream that `follow` holds open with the catalog's leader,
 //! item 7 is gone from the cache, and that has been acknowledged.
 //!
-//! **What this does not give yet.** A front end takes the last message of the leader as its
-//! lease, by the time when it arrived, not when it was sent. A message that was long on its way
-//! (a network that delays, a process stopped for a while) can so vouch for a cache that the
-//! leader has stopped to wait for. See [`Consistency`].
+//! **Why a cached answer is never stale.** The cache answers only under a lease that the leader has
+//! granted after a majority had confirmed it, and while one lasts no change is revealed to anybody
+//! before this front end has dropped what it changed. `DESIGN.md` beside this crate tells the whole
+//! protocol and why it holds.
 
 mod home;
 mod routes;
@@ -69,9 +69,9 @@ pub struct Config {
 pub struct Settings {
     /// Most memory of the cache in bytes, 1 MiB to 1 TiB.
     pub cache_bytes: u64,
-    /// How long the cache is served after the last message of the catalog's leader, in
-    /// milliseconds, 50 to 10,000. The same for the whole cluster: the leader sends one at least
-    /// every third of it, and waits as long for a front end that is gone, which sets the upper end.
+    /// How long the cache is served after a lease on it was asked for, in milliseconds, 50 to
+    /// 10,000. The same for the whole cluster. It is renewed three times as often, and a change
+    /// waits as long for a front end that is gone, once, which sets the upper end.
     pub lease_ms: u64,
     /// Most queries to the catalog at a time, 1 to 1,000,000; over it: 503.
     pub flights_max: usize,
@@ -81,7 +81,7 @@ pub struct Settings {
     /// Most requests that are let in at a time, 1 to 1,000,000, however fast the store is; over
     /// it: 429.
     pub admitted_max: usize,
-    /// What a read from the cache promises.
+    /// What a read from the cache promises. The same for the whole cluster.
     pub consistency: Consistency,
 }
 
@@ -89,11 +89,13 @@ pub struct Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Consistency {
-    /// An acknowledged change has been dropped from the cache of every front end that the leader
-    /// can reach, and an answer that a change has overtaken is never cached. It gives up this: a
-    /// front end that the leader could not reach, and therefore no longer waits for, may serve
-    /// what it has for up to `lease_ms` after the last message it got, however late that arrived.
-    /// So may one that still hears an old leader while a new one, which does not know it, sells.
+    /// A read that begins after a change was acknowledged sees it, whichever front end answers. A
+    /// change waits until the front ends have dropped what it changed.
+    Linearizable,
+    /// Changes are pushed to the front ends and nobody waits for them: a change is acknowledged a
+    /// network round trip earlier, and a front end that dies delays nothing. It gives up this: a
+    /// read may miss a change that was acknowledged to somebody else, or even to the same client
+    /// through another front end, until the push has arrived, and for `lease_ms` at most.
     Eventual,
 }
 
@@ -105,7 +107,7 @@ impl Default for Settings {
             flights_max: 10_000,
             answer_goal_ms: 500,
             admitted_max: 10_000,
-            consistency: Consistency::Eventual,
+            consistency: Consistency::Linearizable,
         }
     }
 }

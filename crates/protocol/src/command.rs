@@ -81,6 +81,22 @@ pub enum Command {
         /// Which import.
         import: ImportId,
     },
+    /// Register a front-end process: it may be given leases on its cache from now on. The leader's
+    /// own command, which no key remembers.
+    JoinHolder {
+        /// The process.
+        nonce: u128,
+        /// The front end's name in the configuration.
+        name: String,
+    },
+    /// Take a front-end process out whose lease has run out by the clock of the leader of `term`.
+    /// Without effect in an entry of another term: what that leader saw is no longer known then.
+    RemoveHolder {
+        /// The process.
+        nonce: u128,
+        /// The term of the leader that says so.
+        term: u64,
+    },
 }
 
 impl Command {
@@ -94,7 +110,9 @@ impl Command {
             | Command::ReduceStock { .. }
             | Command::SetStock { .. }
             | Command::SetCost { .. }
-            | Command::PublishImport { .. } => 1,
+            | Command::PublishImport { .. }
+            | Command::JoinHolder { .. }
+            | Command::RemoveHolder { .. } => 1,
         }
     }
 }
@@ -153,6 +171,11 @@ pub enum Outcome {
     },
     /// The import cannot be done, or not now.
     ImportRefused(ImportRefusal),
+    /// A front-end process is registered now, or is not: too many are, or it was taken out.
+    Holder {
+        /// Whether it is.
+        registered: bool,
+    },
 }
 
 /// Why an import is refused.
@@ -179,7 +202,8 @@ impl Outcome {
             Outcome::Ordered { .. }
             | Outcome::Updated { .. }
             | Outcome::Added { .. }
-            | Outcome::Imported { .. } => None,
+            | Outcome::Imported { .. }
+            | Outcome::Holder { .. } => None,
             Outcome::UnknownItem { item } => Some(Problem::unknown_item(item)),
             Outcome::OutOfStock => Some(Problem::out_of_stock()),
             Outcome::CostChanged { cost } => {

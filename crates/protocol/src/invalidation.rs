@@ -17,6 +17,9 @@ pub const PROTOCOL: &str = "pygmy-invalidations";
 /// On a 503 of a catalog server that does not lead: the base URL of the one that does.
 pub const LEADER_URL: HeaderName = HeaderName::from_static("pygmy-leader-url");
 
+/// Most front-end processes that may hold leases at a time.
+pub const MAX_HOLDERS: usize = 256;
+
 /// What a cache entry is about. Items, topics and the list of topics are distinct.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum CacheKey {
@@ -45,6 +48,11 @@ pub enum ToCatalog {
         /// The index of an [`FromCatalog::Invalidate`] or the base of [`FromCatalog::Start`].
         index: u64,
     },
+    /// Asks for a lease, counted from now by the front end's clock.
+    Renew {
+        /// Higher with each request on this stream.
+        number: u64,
+    },
 }
 
 /// From the leader.
@@ -64,6 +72,9 @@ pub enum FromCatalog {
         /// What to drop.
         keys: Vec<CacheKey>,
     },
-    /// Nothing changed: the leader is still there.
-    Alive,
+    /// The lease that was asked for with this number is granted.
+    Granted {
+        /// That of the [`ToCatalog::Renew`].
+        number: u64,
+    },
 }

@@ -69,6 +69,18 @@ bugs! {
         "A new leader opens sessions and releases before an entry of its own is applied.";
     FillWithoutFloor, "fill-without-floor", breaks 4:
         "The cache takes an answer that was read before the last invalidation of its key.";
+    NewLeaderDoesNotWait, "new-leader-does-not-wait", breaks 4:
+        "A new leader waits for no lease of the front ends that its predecessor knew.";
+    GrantWithoutAcknowledgement, "grant-without-acknowledgement", breaks 4:
+        "A lease is granted to a front end that has not dropped everything released.";
+    LeaseFromAnswer, "lease-from-answer", breaks 4:
+        "The front end counts its lease from the answer and not from its request.";
+    RenewalWithoutRound, "renewal-without-round", breaks 4:
+        "A leader renews leases without asking a majority whether it still leads.";
+    HitWithoutLease, "hit-without-lease", breaks 4:
+        "The cache answers while a session is open, without a look at its lease.";
+    FollowerAnswersBeforeRelease, "follower-answers-before-release", breaks 4:
+        "A follower answers a read as soon as it has applied what it shows.";
     ApplyTwice, "apply-twice", breaks 5:
         "The applied index lags behind the state, so a restart applies entries again.";
     SnapshotWithoutKeys, "snapshot-without-keys", breaks 5:

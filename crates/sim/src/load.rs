@@ -119,9 +119,10 @@ impl Client {
                 42..46 => self.repeat().await,
                 46..56 => self.set_stock(item, key).await,
                 56..62 => self.set_cost(item, key).await,
-                62..80 => self.read(item).await,
-                80..86 => self.search().await,
-                86..93 => self.look_up(item).await,
+                62..72 => self.read(item, At::Replica).await,
+                72..75 => self.search(At::Replica).await,
+                75..90 => self.read(item, At::FrontEnd).await,
+                90..93 => self.search(At::FrontEnd).await,
                 _ => self.find_order().await,
             }
         }
@@ -175,40 +176,37 @@ impl Client {
         self.record_answer(called, Operation::SetCost { item, cost, key }, answered, updated);
     }
 
-    /// A linearizable read, at any replica.
-    async fn read(&mut self, item: ItemNumber) {
-        let call = self.call(Method::GET, format!("/query/{item}"));
+    /// A linearizable read.
+    async fn read(&mut self, item: ItemNumber, at: At) {
+        let (server, target) = match at {
+            At::Replica => (&self.catalogs, format!("/query/{item}")),
+            At::FrontEnd => (&self.public, format!("/lookup/{item}")),
+        };
+        let (server, call) = (Arc::clone(self.rng.pick(server)), self.call(Method::GET, target));
         let called = self.now();
-        let replica = Arc::clone(self.rng.pick(&self.catalogs));
-        let outcome = match replica.send(&call, ATTEMPT).await.map(|answer| answer.json::<Item>()) {
+        let outcome = match server.send(&call, ATTEMPT).await.map(|answer| answer.json::<Item>()) {
             Ok(Ok(item)) => Outcome::Read(Some(item)),
             _ => Outcome::NotDone,
         };
         self.record(called, Operation::ReadItem { item }, outcome);
     }
 
-    /// A linearizable search, at any replica: a read of each item at the same time.
-    async fn search(&mut self) {
-        let call = self.call(Method::GET, "/query?topic=Books&limit=1000".to_owned());
+    /// A linearizable search: a read of each item at the same time.
+    async fn search(&mut self, at: At) {
+        let (server, target) = match at {
+            At::Replica => (&self.catalogs, "/query?topic=Books&limit=1000"),
+            At::FrontEnd => (&self.public, "/search/Books?limit=1000"),
+        };
+        let server = Arc::clone(self.rng.pick(server));
+        let call = self.call(Method::GET, target.to_owned());
         let called = self.now();
-        let replica = Arc::clone(self.rng.pick(&self.catalogs));
-        let Ok(answer) = replica.send(&call, ATTEMPT).await else { return };
+        let Ok(answer) = server.send(&call, ATTEMPT).await else { return };
         let Ok(found) = answer.json::<ItemPage>() else { return };
         for (number, ..) in ITEMS {
             let item = item_number(number);
             let seen = found.items.iter().find(|found| found.item_number == item).cloned();
             self.record(called, Operation::ReadItem { item }, Outcome::Read(seen));
         }
-    }
-
-    /// A lookup or a search at a front end. Caches are eventual so far: what it says is not
-    /// checked.
-    async fn look_up(&mut self, item: ItemNumber) {
-        let target =
-            if self.rng.percent(70) { format!("/lookup/{item}") } else { "/search/Books".into() };
-        let call = self.call(Method::GET, target);
-        let front_end = Arc::clone(self.rng.pick(&self.public));
-        let _ = front_end.send(&call, ATTEMPT).await;
     }
 
     async fn find_order(&mut self) {
@@ -241,7 +239,7 @@ impl Client {
             match server.send(&call, ATTEMPT).await {
                 Ok(answer) if answer.status.is_success() => return Answered::Yes(answer),
                 Ok(answer) => match answer.status {
-                    StatusCode::SERVICE_UNAVAILABLE => {}
+                    StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {}
                     StatusCode::GATEWAY_TIMEOUT => maybe_done = true,
                     _ if maybe_done => {
                         return Answered::LostAndRefused(answer.problem().code, tried);
@@ -295,6 +293,13 @@ impl Client {
         note(format_args!("{event}"));
         self.load.history.lock().unwrap_or_else(PoisonError::into_inner).events.push(event);
     }
+}
+
+/// Where a read goes: past the caches, or through them.
+#[derive(Debug, Clone, Copy)]
+enum At {
+    Replica,
+    FrontEnd,
 }
 
 fn updated(answer: &pygmy_client::Answer) -> Result<Outcome, Problem> {

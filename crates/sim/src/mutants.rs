@@ -1,22 +1,13 @@
 //! Do the judges find what is wrong? One known error after the other is planted, and the seeds
 //! are counted until a run fails.
 
-use pygmy_protocol::planted::{ALL, Bug, plant};
+use pygmy_protocol::planted::{ALL, plant};
 
 use crate::{
     campaign::{Campaign, Summary},
     faults::Scenario,
     run::Scratch,
 };
-
-/// These make cached answers stale, and caches are `eventual`: nobody may complain yet. Leases
-/// come with a judge for cached reads.
-const WAIT_FOR_LEASES: [Bug; 4] = [
-    Bug::ReleaseBeforeAcknowledged,
-    Bug::ReplaySkipsGate,
-    Bug::NewLeaderNoOwnEntry,
-    Bug::FillWithoutFloor,
-];
 
 /// Hunts every planted bug, or the one named `only`, with at most `seeds` seeds each. Whether all
 /// were found.
@@ -25,10 +16,6 @@ pub(crate) fn hunt(seeds: u64, only: Option<&str>, scratch: &Scratch) -> bool {
     println!("| planted error | runs | what the judges said |");
     println!("|---|---|---|");
     for bug in ALL.iter().filter(|bug| only.is_none_or(|name| name == bug.name())) {
-        if only.is_none() && WAIT_FOR_LEASES.contains(bug) {
-            println!("| {} | | waits for leases |", bug.name());
-            continue;
-        }
         plant(Some(*bug));
         let campaign = Campaign {
             seeds: 0..seeds,

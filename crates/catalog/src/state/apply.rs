@@ -9,13 +9,16 @@
 //! values are refused by the routes; what slipped through must still not be an error here, for
 //! an entry that cannot be applied stops every replica at once, and again after each restart.
 
-use std::collections::{BTreeMap, BTreeSet, btree_map};
+use std::{
+    collections::{BTreeMap, BTreeSet, btree_map},
+    sync::Arc,
+};
 
 use openraft::EntryPayload;
 use pygmy_protocol::{
     IdempotencyKey,
     command::{Command, Outcome, Request},
-    invalidation::CacheKey,
+    invalidation::{CacheKey, MAX_HOLDERS},
     item::{Item, ItemNumber, MAX_NUMBER},
     order::{Order, OrderNumber},
     planted,
@@ -28,7 +31,7 @@ use super::{
     hash::fingerprint,
     imports::{count_topic, hiding, import_of},
     keys::KeyIndex,
-    meta::{LastLines, Meta},
+    meta::{Holders, LastLines, Meta, hash_of_holder},
     requests_log,
     rows::{ItemRow, KeyRow, Made, OrderRow, TableRow},
 };
@@ -42,6 +45,8 @@ const CHANGED_KEYS_MAX: usize = 1000;
 pub(super) struct Applied {
     pub(super) log_id: LogId,
     pub(super) changed: Vec<CacheKey>,
+    /// All holders, if they are others than before.
+    pub(super) holders: Option<Arc<Holders>>,
     pub(super) outcomes: Outcomes,
 }
 
@@ -75,6 +80,7 @@ impl<'a> Group<'a> {
     pub(super) fn entry(&mut self, entry: &Entry) -> rusqlite::Result<Applied> {
         let log_id = entry.log_id;
         self.meta.applied = Some(log_id);
+        let holders_before = Arc::clone(&self.meta.holders);
         let mut changed = BTreeSet::new();
         let outcomes = match &entry.payload {
             EntryPayload::Blank => Outcomes::default(),
@@ -88,7 +94,9 @@ impl<'a> Group<'a> {
             true => vec![CacheKey::All],
             false => changed.into_iter().collect(),
         };
-        Ok(Applied { log_id, changed, outcomes })
+        let is_other = !Arc::ptr_eq(&holders_before, &self.meta.holders);
+        let holders = is_other.then(|| Arc::clone(&self.meta.holders));
+        Ok(Applied { log_id, changed, holders, outcomes })
     }
 
     /// Writes what is still in memory. Gives where the state stands now, and the lines for the
@@ -142,6 +150,11 @@ impl<'a> Group<'a> {
         request: &Request,
         changed: &mut BTreeSet<CacheKey>,
     ) -> rusqlite::Result<Outcome> {
+        match &request.command {
+            Command::JoinHolder { nonce, name } => return Ok(self.join_holder(*nonce, name)),
+            Command::RemoveHolder { nonce, term } => return Ok(self.remove_holder(*nonce, *term)),
+            _ => {}
+        }
         let fingerprint = fingerprint(&request.command);
         if let Some(row) = self.keys.find(self.db, &request.key)? {
             return match row.fingerprint == fingerprint {
@@ -177,7 +190,8 @@ impl<'a> Group<'a> {
             | Outcome::CostChanged { .. }
             | Outcome::KeyReused
             | Outcome::ItemExists { .. }
-            | Outcome::ImportRefused(_) => return Ok(outcome),
+            | Outcome::ImportRefused(_)
+            | Outcome::Holder { .. } => return Ok(outcome),
         };
         self.insert(&KeyRow { key: request.key.clone(), fingerprint, made })?;
         self.meta.keys += 1;
@@ -213,6 +227,10 @@ impl<'a> Group<'a> {
             Command::StageItems { import, items } => self.stage(time_ms, import, items),
             Command::PublishImport { import, items } => self.publish(import, *items, changed),
             Command::DiscardImport { import } => self.discard(time_ms, import),
+            // Judged before there was a fingerprint.
+            Command::JoinHolder { .. } | Command::RemoveHolder { .. } => {
+                Ok(Outcome::Holder { registered: false })
+            }
         }
     }
 
@@ -301,6 +319,26 @@ impl<'a> Group<'a> {
         }
         self.meta.items += added;
         Ok(Outcome::Added { items: added, replayed: false })
+    }
+
+    fn join_holder(&mut self, nonce: u128, name: &str) -> Outcome {
+        if !self.meta.holders.contains_key(&nonce) {
+            if self.meta.holders.len() >= MAX_HOLDERS {
+                return Outcome::Holder { registered: false };
+            }
+            Arc::make_mut(&mut self.meta.holders).insert(nonce, name.to_owned());
+            self.rehash(0, hash_of_holder(nonce, name));
+        }
+        Outcome::Holder { registered: true }
+    }
+
+    fn remove_holder(&mut self, nonce: u128, term: u64) -> Outcome {
+        let in_term = self.meta.applied.is_some_and(|id| id.committed_leader_id().term == term);
+        if in_term && self.meta.holders.contains_key(&nonce) {
+            let name = Arc::make_mut(&mut self.meta.holders).remove(&nonce).unwrap_or_default();
+            self.rehash(hash_of_holder(nonce, &name), 0);
+        }
+        Outcome::Holder { registered: self.meta.holders.contains_key(&nonce) }
     }
 
     /// The item in memory, if it can be seen; read on first use.

@@ -85,6 +85,10 @@ pub(super) fn fingerprint(command: &Command) -> u128 {
             Canonical::new("publishImport").text(import.as_str()).number(*items)
         }
         Command::DiscardImport { import } => Canonical::new("discardImport").text(import.as_str()),
+        Command::JoinHolder { nonce, name } => Canonical::new("joinHolder").wide(*nonce).text(name),
+        Command::RemoveHolder { nonce, term } => {
+            Canonical::new("removeHolder").wide(*nonce).number(*term)
+        }
     }
     .hash()
 }

@@ -103,8 +103,8 @@ fn insert(db: &Connection, record: &Record) -> Result<(), StateError> {
             schema::keep_key_of_order(db, *order, *fingerprint)?;
         }
         Record::Key(row) => row.insert(db)?,
-        // The scan keeps these two to itself.
-        Record::Start { .. } | Record::End { .. } => {}
+        // The scan keeps these to itself.
+        Record::Start { .. } | Record::Holders(_) | Record::End { .. } => {}
     }
     Ok(())
 }

@@ -277,6 +277,7 @@ mod tests {
         let heard = hook.take().into_iter().map(|heard| match heard {
             Heard::Applied(index, _) => index,
             Heard::Restored(index) => panic!("restored at {index}"),
+            Heard::Holders(_) => panic!("nobody joined"),
         });
         assert!(heard.eq(1..=last));
         assert_eq!(machine.applied_state().await.unwrap().0, Some(log_id(last)));

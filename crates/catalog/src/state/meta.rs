@@ -1,6 +1,9 @@
 //! Where the state machine stands: the one row of the table `meta`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use openraft::Membership;
 use rusqlite::{Connection, params};
@@ -8,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error::nonsense,
+    hash::Canonical,
     rows::{sql, whole, wide},
 };
 use crate::raft::{LogId, Member, SnapshotMeta, StoredMembership};
@@ -27,8 +31,18 @@ pub(super) struct Meta {
     pub(super) items: u64,
     /// Keys remembered.
     pub(super) keys: u64,
+    /// The front-end processes that may be given leases on their caches, with their names.
+    pub(super) holders: Arc<Holders>,
     /// What the text log must end with. No part of the replicated state.
     pub(super) lines: LastLines,
+}
+
+/// Front-end processes by their nonces.
+pub(crate) type Holders = BTreeMap<u128, String>;
+
+/// The part of one in the state hash.
+pub(super) fn hash_of_holder(nonce: u128, name: &str) -> u128 {
+    Canonical::new("holder").wide(nonce).text(name).hash()
 }
 
 /// The last entry that has lines in the text log.
@@ -54,7 +68,7 @@ impl Meta {
     pub(super) fn load(db: &Connection) -> rusqlite::Result<Meta> {
         let mut statement = db.prepare_cached(
             "SELECT applied_term, applied_index, membership, state_hash, orders, items, keys, \
-             lines_index, lines_count FROM meta",
+             lines_index, lines_count, holders FROM meta",
         )?;
         statement.query_row((), |row| {
             let applied = match row.get::<_, Option<i64>>(0)? {
@@ -71,6 +85,10 @@ impl Meta {
                 items: whole(row, 5)?,
                 keys: whole(row, 6)?,
                 lines: LastLines { index: whole(row, 7)?, count: whole(row, 8)? },
+                holders: match row.get_ref(9)?.as_blob()? {
+                    [] => Arc::default(),
+                    holders => Arc::new(postcard::from_bytes(holders).map_err(nonsense)?),
+                },
             })
         })
     }
@@ -81,8 +99,12 @@ impl Meta {
             postcard::to_stdvec(&SavedMembership::from(&self.membership)).map_err(nonsense)?;
         let mut statement = db.prepare_cached(
             "UPDATE meta SET applied_term = ?, applied_index = ?, membership = ?, state_hash = ?, \
-             orders = ?, items = ?, keys = ?, lines_index = ?, lines_count = ?",
+             orders = ?, items = ?, keys = ?, lines_index = ?, lines_count = ?, holders = ?",
         )?;
+        let holders = match self.holders.is_empty() {
+            true => Vec::new(),
+            false => postcard::to_stdvec(&*self.holders).map_err(nonsense)?,
+        };
         statement.execute(params![
             self.applied.map(|log_id| sql(log_id.leader_id.term)),
             self.applied.map(|log_id| sql(log_id.index)),
@@ -93,6 +115,7 @@ impl Meta {
             sql(self.keys),
             sql(self.lines.index),
             sql(self.lines.count),
+            holders,
         ])?;
         Ok(())
     }

@@ -68,12 +68,15 @@ mod model;
 #[cfg(test)]
 mod testing;
 
+use std::sync::Arc;
+
 use pygmy_protocol::invalidation::CacheKey;
 
 pub(crate) use build::SnapshotTimes;
 pub(crate) use error::StateError;
 pub(crate) use keys::KeyIndexConfig;
 pub(crate) use machine::StateMachine;
+pub(crate) use meta::Holders;
 pub(crate) use query::{Read, Reader};
 pub(crate) use store::{SnapshotFile, SnapshotStore};
 
@@ -85,6 +88,10 @@ pub(crate) trait AppliedHook: Send + Sync {
     /// log order, also when nothing changed, before its responder gets the outcomes. Readers and
     /// [`Reader::status`] are at this index or beyond by then.
     fn applied(&self, log_id: LogId, changed: Vec<CacheKey>);
+
+    /// These are the holders of leases as of the entry that comes next: it, or the snapshot that is
+    /// installed next, has changed them.
+    fn holders(&self, holders: Arc<Holders>);
 
     /// A snapshot was installed: the state is now that of `log_id`, whatever it was before. Also
     /// called from within [`StateMachine::open`], if the newest snapshot was ahead of SQLite.

@@ -15,7 +15,7 @@ use rusqlite::{Connection, params};
 use super::{
     SnapshotStore, StateError, imports,
     keys::KeyIndex,
-    meta::Meta,
+    meta::{Holders, Meta},
     rows::{ItemRow, OrderRow, TableRow, sql, whole},
     schema, verify,
 };
@@ -139,6 +139,11 @@ impl Reader {
         let meta = self.shared.meta();
         let Meta { applied, state_hash, orders, items, .. } = *meta;
         StateStatus { applied, state_hash, orders, items, snapshot_index }
+    }
+
+    /// The holders of leases, as of [`Reader::status`].
+    pub(crate) fn holders(&self) -> Arc<Holders> {
+        Arc::clone(&self.shared.meta().holders)
     }
 
     /// Reads the whole state and checks that it adds up: every stock, every count, and the state

@@ -38,7 +38,9 @@ pub(super) fn line(
         Outcome::Ordered { replayed: true, .. }
         | Outcome::Updated { replayed: true, .. }
         | Outcome::Added { replayed: true, .. }
-        | Outcome::Imported { replayed: true, .. } => return false,
+        | Outcome::Imported { replayed: true, .. }
+        // Nobody's update.
+        | Outcome::Holder { .. } => return false,
         Outcome::Ordered { order, .. } => format!("order {}", order.order_number),
         Outcome::Updated { .. } => "ok".to_owned(),
         Outcome::Added { items, .. } => format!("added {items}"),
@@ -70,6 +72,7 @@ pub(super) fn line(
             format!("publishImport import={import} items={items}")
         }
         Command::DiscardImport { import } => format!("discardImport import={import}"),
+        Command::JoinHolder { .. } | Command::RemoveHolder { .. } => return false,
     };
     // Writing to a string cannot fail.
     let _ = writeln!(lines, "{index} {time} {command} key={} -> {result}", request.key);

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, pa
 use super::{StateError, meta::Meta, rows::sql};
 
 /// Version of the tables below. A file with a higher one is refused.
-const SCHEMA_VERSION: u32 = 2;
+const SCHEMA_VERSION: u32 = 3;
 
 /// How long SQLite waits for a lock. Readers and the writer do not lock each other out; only a
 /// restart of the write-ahead log is ever waited for, and that is short.
@@ -97,6 +97,9 @@ const IMPORTS: &str = "
     ) STRICT, WITHOUT ROWID;
 ";
 
+/// What version 3 brought: the front-end processes that may hold leases.
+const HOLDERS: &str = "ALTER TABLE meta ADD COLUMN holders BLOB NOT NULL DEFAULT x'';";
+
 /// Makes the tables of version 1 those of version 2.
 const FROM_VERSION_1: &str = "
     ALTER TABLE items ADD COLUMN import INTEGER NOT NULL DEFAULT 0;
@@ -158,8 +161,9 @@ pub(super) fn create(db: &Connection) -> rusqlite::Result<()> {
     db.execute_batch(TABLES)?;
     db.execute_batch(KEYS)?;
     db.execute_batch(IMPORTS)?;
+    db.execute_batch(HOLDERS)?;
     db.execute(
-        "INSERT INTO meta VALUES (1, ?, NULL, NULL, x'', x'', 0, 0, 0, 0, 0, 0, 0)",
+        "INSERT INTO meta VALUES (1, ?, NULL, NULL, x'', x'', 0, 0, 0, 0, 0, 0, 0, x'')",
         [SCHEMA_VERSION],
     )?;
     Meta::default().store(db)?;
@@ -174,14 +178,24 @@ fn check_version(db: &Connection, path: &Path) -> Result<(), StateError> {
     let found: u32 = db.query_row("SELECT schema_version FROM meta", (), |row| row.get(0))?;
     match found {
         SCHEMA_VERSION => Ok(()),
-        1 => Ok(migrate(db)?),
+        1 | 2 => Ok(migrate(db, found)?),
         _ => Err(StateError::Newer { path: path.to_owned(), found, known: SCHEMA_VERSION }),
     }
 }
 
-/// From version 1, all or nothing. Takes some seconds for a million items or orders.
-fn migrate(db: &Connection) -> rusqlite::Result<()> {
+/// From an earlier version, all or nothing. Takes some seconds for a million items or orders of
+/// version 1.
+fn migrate(db: &Connection, version: u32) -> rusqlite::Result<()> {
     let transaction = rusqlite::Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
+    if version == 1 {
+        migrate_from_1(db)?;
+    }
+    db.execute_batch(HOLDERS)?;
+    db.execute("UPDATE meta SET schema_version = ?", [SCHEMA_VERSION])?;
+    transaction.commit()
+}
+
+fn migrate_from_1(db: &Connection) -> rusqlite::Result<()> {
     db.execute_batch(FROM_VERSION_1)?;
     db.execute_batch(KEYS)?;
     db.execute_batch(IMPORTS)?;
@@ -190,9 +204,7 @@ fn migrate(db: &Connection) -> rusqlite::Result<()> {
         "INSERT INTO keys SELECT key, fingerprint, outcome FROM keys_1 WHERE outcome IS NOT NULL",
         (),
     )?;
-    db.execute_batch(FINGERPRINTS_FROM_VERSION_1)?;
-    db.execute("UPDATE meta SET schema_version = ?", [SCHEMA_VERSION])?;
-    transaction.commit()
+    db.execute_batch(FINGERPRINTS_FROM_VERSION_1)
 }
 
 /// Makes room for the keys of orders that a snapshot of version 1 has apart from their orders.
@@ -277,6 +289,7 @@ mod tests {
             DROP TABLE key_index;
             ALTER TABLE meta DROP COLUMN indexed_orders;
             ALTER TABLE meta DROP COLUMN index_run_orders;
+            ALTER TABLE meta DROP COLUMN holders;
             UPDATE meta SET schema_version = 1;";
         db.execute_batch(as_it_was).unwrap();
         drop(db);
@@ -288,6 +301,24 @@ mod tests {
         assert_eq!(replica.one("k2", buy(1, 2)), Outcome::KeyReused);
         assert_eq!(replica.one("k0", buy(1, 2)), Outcome::KeyReused);
         replica.one("k3", buy(1, 2));
+        replica.reader().verify().unwrap();
+    }
+
+    #[test]
+    fn a_database_of_version_2_goes_on() {
+        use super::super::testing::{Replica, buy};
+        let mut replica = Replica::stocked();
+        replica.one("k1", buy(1, 2));
+        let before = replica.reader().status();
+        replica.close();
+        let db = Connection::open(replica.dir.path().join("catalog.db")).unwrap();
+        db.execute_batch(
+            "ALTER TABLE meta DROP COLUMN holders; UPDATE meta SET schema_version = 2",
+        )
+        .unwrap();
+        drop(db);
+        replica.reopen();
+        assert_eq!(replica.reader().status(), before);
         replica.reader().verify().unwrap();
     }
 

@@ -2,12 +2,15 @@
 //!
 //! Eight bytes of magic and a version (4 bytes, little endian), then chunks: length (4 bytes),
 //! xxh3_64 of the payload with the chunk's number as the seed (8 bytes), payload. The payloads in
-//! a row are postcard [`Record`]s, whole ones in each chunk: where the state stands, the imports,
+//! a row are postcard [`Record`]s, whole ones in each chunk: where the state stands, the holders of
+//! leases, the imports,
 //! the items, the orders with their keys, the other keys, and at the end how many there are and the
 //! state hash. Nothing follows.
 //!
 //! What it holds are the rows of the replicated state and not SQLite's pages, so that a snapshot
 //! fits any version of the tables that has these rows. Topics are counted anew from the items.
+
+use std::sync::Arc;
 
 use pygmy_protocol::planted;
 use rusqlite::Connection;
@@ -18,7 +21,7 @@ use super::{
     StateError,
     error::nonsense,
     imports::ImportRow,
-    meta::{LastLines, Meta, SavedLogId, SavedMembership, log_id, saved},
+    meta::{Holders, LastLines, Meta, SavedLogId, SavedMembership, hash_of_holder, log_id, saved},
     rows::{ImportNumber, ItemRow, KeyRow, OrderRow, TableRow, each},
     store::SnapshotFile,
 };
@@ -27,8 +30,8 @@ pub(super) const MAGIC: &[u8; 8] = b"PYGMYSNP";
 /// Version of everything in here, including the layout of the rows.
 ///
 /// Version 2 added the last three records; a file of version 1 reads the same. There, all keys come
-/// after all orders.
-pub(super) const VERSION: u32 = 2;
+/// after all orders. Version 3 added the holders.
+pub(super) const VERSION: u32 = 3;
 pub(super) const HEAD_BYTES: u64 = 12;
 const CHUNK_HEAD_BYTES: u64 = 12;
 /// Largest chunk that is read: a damaged length must not ask for all memory.
@@ -56,6 +59,7 @@ pub(super) enum Record {
     Import(ImportRow),
     /// An order, after the fingerprint of its key.
     KeyedOrder(u128, OrderRow),
+    Holders(Holders),
 }
 
 /// Writes the state that the read transaction on `db` sees into the empty `file`.
@@ -74,6 +78,7 @@ pub(super) fn write(
         applied: meta.applied.map(saved),
         membership: SavedMembership::from(&meta.membership),
     })?;
+    sink.put(&Record::Holders(Holders::clone(&meta.holders)))?;
     each::<ImportRow, StateError>(db, |row| sink.put(&Record::Import(row)))?;
     each::<ItemRow, StateError>(db, |row| match row.import {
         0 => sink.put(&Record::Item(row)),
@@ -149,19 +154,24 @@ pub(super) fn scan(
     };
     loop {
         let record = source.next()?;
-        let mut imports = 0;
+        let mut nothing = 0;
         meta.keys += u64::from(matches!(record, Record::KeyedOrder(..)));
         let (counter, hash) = match &record {
             Record::Item(row) => (&mut meta.items, row.hash()),
             Record::ImportedItem(import, row) => {
                 (&mut meta.items, ItemRow { import: *import, ..row.clone() }.hash())
             }
-            Record::Import(row) => (&mut imports, row.hash()),
+            Record::Import(row) => (&mut nothing, row.hash()),
             Record::Order(row) => (&mut meta.orders, row.hash_without_key()),
             Record::KeyedOrder(fingerprint, row) => {
                 (&mut meta.orders, OrderRow { fingerprint: *fingerprint, ..row.clone() }.hash())
             }
             Record::Key(row) => (&mut meta.keys, row.hash()),
+            Record::Holders(holders) => {
+                meta.holders = Arc::new(holders.clone());
+                let hashes = holders.iter().map(|(nonce, name)| hash_of_holder(*nonce, name));
+                (&mut nothing, hashes.fold(0, u128::wrapping_add))
+            }
             Record::Start { .. } => return Err(file.corrupt("it begins twice")),
             Record::End { items, orders, keys, state_hash } => {
                 let wanted = (*items, *orders, *keys, *state_hash);

@@ -12,7 +12,8 @@ use pygmy_protocol::{
 use tempfile::TempDir;
 
 use super::{
-    AppliedHook, Reader, SnapshotFile, SnapshotStore, StateConfig, snapshot, writer::Writer,
+    AppliedHook, Holders, Reader, SnapshotFile, SnapshotStore, StateConfig, snapshot,
+    writer::Writer,
 };
 use crate::raft::{Batch, Entry, LogId, SnapshotMeta};
 
@@ -44,6 +45,7 @@ pub(super) fn inline_env() -> Env {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Heard {
     Applied(u64, Vec<CacheKey>),
+    Holders(Vec<u128>),
     Restored(u64),
 }
 
@@ -60,6 +62,14 @@ impl Recorder {
 impl AppliedHook for Recorder {
     fn applied(&self, log_id: LogId, changed: Vec<CacheKey>) {
         self.0.lock().unwrap().push(Heard::Applied(log_id.index, changed));
+    }
+
+    fn holders(&self, holders: Arc<Holders>) {
+        // Most states have none.
+        if !holders.is_empty() {
+            let nonces = holders.keys().copied().collect();
+            self.0.lock().unwrap().push(Heard::Holders(nonces));
+        }
     }
 
     fn restored(&self, log_id: LogId) {

@@ -9,7 +9,7 @@ use super::{
     StateError,
     imports::ImportRow,
     keys::Check,
-    meta::Meta,
+    meta::{Holders, Meta, hash_of_holder},
     query::Shared,
     rows::{ImportNumber, ItemRow, KeyRow, OrderRow, TableRow, each, whole},
 };
@@ -18,6 +18,7 @@ use super::{
 pub(super) fn verify(db: &Connection, shared: &Shared) -> Result<(), StateError> {
     let meta = Meta::load(db)?;
     let mut found = Found::default();
+    found.holders(&meta.holders);
     each::<ImportRow, StateError>(db, |row| found.import(row))?;
     each::<ItemRow, StateError>(db, |row| found.item(&row))?;
     let mut keys = Check::begin(db, shared)?;
@@ -70,6 +71,12 @@ impl Found {
         }
         *self.topics.entry((shown_under, row.item.topic.clone())).or_default() += 1;
         Ok(())
+    }
+
+    fn holders(&mut self, holders: &Holders) {
+        for (nonce, name) in holders {
+            self.state_hash = self.state_hash.wrapping_add(hash_of_holder(*nonce, name));
+        }
     }
 
     fn import(&mut self, row: ImportRow) -> Result<(), StateError> {

@@ -87,6 +87,9 @@ impl Writer {
         self.shared.publish(&self.meta);
         let mut outcomes = Vec::with_capacity(applied.len());
         for entry in applied {
+            if let Some(holders) = entry.holders {
+                self.hook.holders(holders);
+            }
             self.hook.applied(entry.log_id, entry.changed);
             outcomes.push(entry.outcomes);
         }
@@ -147,6 +150,7 @@ impl Writer {
         self.shared.publish(&self.meta);
         self.requests.snapshot_installed(self.meta.index());
         if let Some(log_id) = self.meta.applied {
+            self.hook.holders(Arc::clone(&self.meta.holders));
             self.hook.restored(log_id);
         }
         Ok(())

@@ -146,8 +146,7 @@ impl Store {
     /// A stream whose session is open: the front end keeps and serves what it reads.
     pub(crate) async fn session(&mut self) -> Stream {
         let mut stream = self.stream().await;
-        stream.send(&FromCatalog::Start { term: 3, base: 10 }).await;
-        assert_eq!(stream.acknowledged().await, 10);
+        stream.begin(3, 9).await;
         stream
     }
 }
@@ -167,10 +166,30 @@ impl Stream {
         self.send(&FromCatalog::Invalidate { index, keys }).await;
     }
 
+    /// Opens a session and grants the lease that is asked for. When this returns, the front end has
+    /// it, and has acknowledged an invalidation of nothing at the index after `base`.
+    pub(crate) async fn begin(&mut self, term: u64, base: u64) {
+        self.send(&FromCatalog::Start { term, base }).await;
+        let first = self.read().await;
+        assert_eq!(first, Some(ToCatalog::Acknowledge { index: base }));
+        let second = self.read().await;
+        let Some(ToCatalog::Renew { number }) = second else { panic!("{second:?}") };
+        self.send(&FromCatalog::Granted { number }).await;
+        self.invalidate(base + 1, Vec::new()).await;
+        assert_eq!(self.acknowledged().await, base + 1);
+    }
+
+    /// The next acknowledgement. Meanwhile every lease that is asked for is granted.
     pub(crate) async fn acknowledged(&mut self) -> u64 {
-        let message = self.read().await;
-        let Some(ToCatalog::Acknowledge { index }) = message else { panic!("{message:?}") };
-        index
+        loop {
+            match self.read().await {
+                Some(ToCatalog::Acknowledge { index }) => return index,
+                Some(ToCatalog::Renew { number }) => {
+                    self.send(&FromCatalog::Granted { number }).await;
+                }
+                message => panic!("{message:?}"),
+            }
+        }
     }
 
     /// Waits until the front end leaves the stream; what it still says is of no interest.
@@ -178,7 +197,7 @@ impl Stream {
         while self.read().await.is_some() {}
     }
 
-    async fn read(&mut self) -> Option<ToCatalog> {
+    pub(crate) async fn read(&mut self) -> Option<ToCatalog> {
         let message = frame::read(&mut self.connection);
         // A connection that is reset is closed as well.
         self.env.timeout(PATIENCE, message).await.unwrap().unwrap_or(None)

@@ -4,7 +4,7 @@ use crate::store::{FrontEnd, Store, patient, start};
 use pygmy_frontend::Settings;
 use pygmy_protocol::{
     Env,
-    invalidation::{CacheKey, FromCatalog},
+    invalidation::{CacheKey, FromCatalog, ToCatalog},
 };
 
 fn item(number: u64) -> CacheKey {
@@ -48,8 +48,7 @@ async fn every_invalidation_is_acknowledged_alone_or_by_a_later_one() {
 async fn a_fill_from_before_the_session_is_not_kept() {
     let (mut store, front) = start().await;
     let mut stream = store.stream().await;
-    stream.send(&FromCatalog::Start { term: 3, base: 11 }).await;
-    assert_eq!(stream.acknowledged().await, 11);
+    stream.begin(3, 11).await;
     // The store answers with log index 10.
     front.stock(1).await;
     front.stock(1).await;
@@ -65,8 +64,7 @@ async fn a_broken_stream_empties_the_cache_before_a_new_session() {
     drop(stream);
     let mut next = store.stream().await;
     assert_eq!(front.stock(1).await, 99, "before there is a new session");
-    next.send(&FromCatalog::Start { term: 3, base: 11 }).await;
-    next.acknowledged().await;
+    next.begin(3, 10).await;
     assert_eq!((front.stock(1).await, front.stock(1).await), (99, 99));
     assert_eq!(store.queries(), 3);
 }
@@ -111,15 +109,29 @@ async fn a_silent_leader_is_left_and_its_cache_not_served() {
 }
 
 #[tokio::test]
-async fn a_word_without_an_index_is_not_acknowledged() {
-    let (mut store, front) = start().await;
+async fn without_a_lease_the_cache_is_kept_and_not_served() {
+    let env = Env::production();
+    let mut store = Store::start(&env).await;
+    let settings = Settings { lease_ms: 1_000, ..Settings::default() };
+    let front = FrontEnd::start(&env, &store, vec![store.url.clone()], settings).await;
     let mut stream = store.session().await;
     front.stock(1).await;
-    stream.send(&FromCatalog::Alive).await;
-    stream.invalidate(11, vec![CacheKey::All]).await;
-    assert_eq!(stream.acknowledged().await, 11);
-    store.sell(1, 99);
-    assert_eq!(front.stock(1).await, 99);
+    // Nothing is granted any more, but the stream goes on.
+    let mut index = 10;
+    while front.stock(1).await == 100 {
+        store.sell(1, 99);
+        index += 1;
+        stream.invalidate(index, vec![item(2)]).await;
+        while stream.read().await != Some(ToCatalog::Acknowledge { index }) {}
+    }
+    assert!(store.queries() >= 2);
+    // The answer of another request is no answer to the last one.
+    stream.send(&FromCatalog::Granted { number: 1 }).await;
+    stream.invalidate(index + 1, vec![item(2)]).await;
+    while stream.read().await != Some(ToCatalog::Acknowledge { index: index + 1 }) {}
+    let before = store.queries();
+    front.stock(1).await;
+    assert_eq!(store.queries(), before + 1);
 }
 
 #[tokio::test]

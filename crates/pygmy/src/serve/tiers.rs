@@ -51,6 +51,8 @@ impl Tiers {
             dir: self.config.data_dir(&self.server),
             replicas: replicas.collect(),
             lease_ms: self.config.document().frontend.lease_ms,
+            waits_for_caches: self.config.document().frontend.consistency
+                == pygmy_frontend::Consistency::Linearizable,
             settings: self.config.document().catalog.clone(),
         })
     }

@@ -68,7 +68,17 @@ impl Store {
         }
         store.bootstrap().await;
         store.ready().await;
+        store.front_ends_follow().await;
         store
+    }
+
+    /// Waits until the leader has a session with every front end: they are registered in the log.
+    async fn front_ends_follow(&self) {
+        until("all front ends follow the leader", async || {
+            let status = self.status(&self.leader().await).await?;
+            (status.front_ends.len() == self.public.len()).then_some(())
+        })
+        .await;
     }
 
     fn configured(layout: Layout, settings: &str) -> Store {

@@ -10,6 +10,7 @@ mod harness;
 
 mod bad_input;
 mod bench;
+mod caches;
 mod command_line;
 mod demo;
 mod failures;

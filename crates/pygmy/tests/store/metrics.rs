@@ -36,14 +36,13 @@ fn documented() -> BTreeMap<String, String> {
 async fn every_tier_has_the_metrics_that_are_documented_and_they_move() {
     let store = Store::start(Layout::Tiers).await;
     let front_end = store.url("frontend-1");
-    // Without a session nothing is cached; the leader counts the sessions of both.
-    for name in ["frontend-1", "frontend-2"] {
-        until("the front end has a session", async || {
-            let scrape = store.scrape(&store.url(name)).await;
-            (scrape.value("pygmy_cache_session_open", &[]) == 1.0).then_some(())
-        })
-        .await;
-    }
+    // Without a lease nothing is answered from the cache.
+    let leader = store.leader().await;
+    until("the front ends have leases", async || {
+        let scrape = store.scrape(&store.url(&leader)).await;
+        (scrape.value("pygmy_leases", &[]) == 2.0).then_some(())
+    })
+    .await;
     let before = store.scrape(&front_end).await;
     let from_front_end = |name: &'static str, labels: &'static [&'static str]| {
         let (store, before, front_end) = (&store, &before, &front_end);
@@ -61,7 +60,6 @@ async fn every_tier_has_the_metrics_that_are_documented_and_they_move() {
     assert_eq!(answers.value("pygmy_http_requests_total", &unknown), 1.0);
     assert_eq!(answers.value("pygmy_http_requests_total", &lookups), 2.0);
 
-    let leader = store.leader().await;
     let leader_before = store.scrape(&store.url(&leader)).await;
     let answer = store.buy(0, 2, "a-key").await.unwrap();
     assert_eq!(answer.status, StatusCode::CREATED);
