@@ -32,12 +32,15 @@ use std::{
 
 use pygmy_protocol::{
     env::{Env, Instant},
-    invalidation::{CacheKey, FromCatalog},
+    invalidation::FromCatalog,
     planted,
 };
 use tokio::sync::{mpsc, watch};
 
-use crate::{raft::LogId, state::Holders};
+use crate::{
+    raft::LogId,
+    state::{Changed, Holders},
+};
 
 /// Messages to one front end that wait to be written. One that falls behind by more is closed
 /// and starts over with an empty cache.
@@ -122,6 +125,10 @@ struct Session {
     started: bool,
     /// The last index that was sent.
     sent: u64,
+    /// From here on it waits for the release of items that were sent to it.
+    items_from: Option<u64>,
+    /// The last index that was sent with items.
+    items_at: u64,
     outgoing: mpsc::Sender<FromCatalog>,
     renewal: Option<Renewal>,
 }
@@ -194,8 +201,8 @@ impl Gate {
         state.registered = holders;
     }
 
-    /// An entry was applied, which changed `keys`. Called in log order.
-    pub(crate) fn applied(&self, log_id: LogId, keys: Vec<CacheKey>) {
+    /// An entry was applied. Called in log order.
+    pub(crate) fn applied(&self, log_id: LogId, changed: Changed) {
         let mut state = self.lock();
         state.applied = log_id.index;
         state.applied_term = log_id.committed_leader_id().term;
@@ -204,10 +211,13 @@ impl Gate {
         state.leading.take_if(|leading| leading.term < term);
         if let Some(leading) = &mut state.leading
             && leading.established
-            && !keys.is_empty()
+            && !changed.keys.is_empty()
         {
-            let message = FromCatalog::Invalidate { index: log_id.index, keys };
-            leading.holders.values_mut().for_each(|h| h.invalidate(&message, log_id.index, now));
+            let (index, Changed { keys, items }) = (log_id.index, changed);
+            let has_items = !items.is_empty();
+            let message = FromCatalog::Invalidate { index, keys, items };
+            let holders = leading.holders.values_mut();
+            holders.for_each(|holder| holder.invalidate(&message, index, has_items, now));
         }
         self.settle(state);
     }
@@ -272,8 +282,16 @@ impl Gate {
         // may have holds back what it did.
         let oldest = holder.unacknowledged.front().map_or(base, |(index, _)| *index);
         holder.unacknowledged = VecDeque::from([(oldest, now), (base, now)]);
-        holder.session =
-            Some(Session { number, base, started: false, sent: base, outgoing, renewal: None });
+        holder.session = Some(Session {
+            number,
+            base,
+            started: false,
+            sent: base,
+            items_from: None,
+            items_at: 0,
+            outgoing,
+            renewal: None,
+        });
         let term = leading.term;
         self.settle(state);
         Ok(Opened { session: number, term, base, outgoing: receiver })
@@ -383,6 +401,13 @@ impl Gate {
         holders.filter(|h| h.session.is_some()).map(|h| h.name.clone()).collect()
     }
 
+    /// Whether any front end listens here.
+    pub(crate) fn has_sessions(&self) -> bool {
+        let state = self.lock();
+        let mut holders = state.leading.iter().flat_map(|leading| leading.holders.values());
+        holders.any(|holder| holder.session.is_some())
+    }
+
     /// How many front ends hold a lease, as far as this leader knows.
     pub(crate) fn leases(&self) -> usize {
         let now = self.env.now();
@@ -458,6 +483,7 @@ impl Gate {
                 if planted!(ReleaseBeforeAcknowledged) {
                     *released = *applied;
                 }
+                leading.tell_released(now, *released);
                 leading.grant(now, *released, self.lease);
                 expiry = leading.next_expiry(now).filter(|_| *released < *applied && self.waits);
             }
@@ -526,6 +552,21 @@ impl Leading {
         }
     }
 
+    /// Tells those that wait with items in their hands.
+    fn tell_released(&mut self, now: Instant, released: u64) {
+        for holder in self.holders.values_mut() {
+            let Some(session) = &mut holder.session else { continue };
+            if session.items_from.is_none_or(|from| released < from) {
+                continue;
+            }
+            session.items_from = (session.items_at > released).then_some(released + 1);
+            let message = FromCatalog::Released { index: released };
+            if session.outgoing.try_send(message).is_err() {
+                holder.close(now);
+            }
+        }
+    }
+
     /// When the next lease runs out.
     fn next_expiry(&self, now: Instant) -> Option<Instant> {
         let holding = self.holders.values().filter(|holder| holder.holds_lease(now));
@@ -565,10 +606,14 @@ impl Holder {
     }
 
     /// Queues a message. A front end that reads too slowly hears no more: its stream ends.
-    fn invalidate(&mut self, message: &FromCatalog, index: u64, now: Instant) {
+    fn invalidate(&mut self, message: &FromCatalog, index: u64, has_items: bool, now: Instant) {
         let sent = match &mut self.session {
             Some(session) => {
                 session.sent = index;
+                if has_items {
+                    session.items_from.get_or_insert(index);
+                    session.items_at = index;
+                }
                 session.outgoing.try_send(message.clone()).is_ok()
             }
             None => true,
@@ -605,7 +650,8 @@ mod tests {
 
     use pygmy_protocol::{
         env::{BoxFuture, Clock},
-        item::ItemNumber,
+        invalidation::CacheKey,
+        item::{Item, ItemNumber},
     };
 
     use super::*;
@@ -663,7 +709,7 @@ mod tests {
         fn leading() -> Store {
             let store = Store::new();
             store.gate.lead(1, true);
-            store.gate.applied(log_id(1, 1), Vec::new());
+            store.gate.applied(log_id(1, 1), Changed::default());
             store.pass(LEASE_HERE_MS);
             store
         }
@@ -674,7 +720,7 @@ mod tests {
         }
 
         fn sell(&self, index: u64) {
-            self.gate.applied(log_id(1, index), item(7));
+            self.gate.applied(log_id(1, index), item(7).into());
         }
 
         /// A front end with a session that has acknowledged its start.
@@ -702,6 +748,16 @@ mod tests {
         }
     }
 
+    /// The releases that a front end is told of.
+    fn heard(opened: &mut Opened) -> Vec<u64> {
+        let said = std::iter::from_fn(|| opened.outgoing.try_recv().ok());
+        let released = |message| match message {
+            FromCatalog::Released { index } => Some(index),
+            _ => None,
+        };
+        said.filter_map(released).collect()
+    }
+
     fn item(number: u64) -> Vec<CacheKey> {
         vec![CacheKey::Item(ItemNumber::try_from(number).unwrap())]
     }
@@ -713,7 +769,11 @@ mod tests {
         store.sell(2);
         store.gate.await_released(1, 2, LIMIT).await.unwrap();
         let message = opened.outgoing.try_recv().unwrap();
-        assert_eq!(message, FromCatalog::Invalidate { index: 2, keys: item(7) }, "it hears of it");
+        assert_eq!(
+            message,
+            FromCatalog::Invalidate { index: 2, keys: item(7), items: Vec::new() },
+            "it hears of it"
+        );
     }
 
     #[tokio::test]
@@ -723,7 +783,10 @@ mod tests {
         store.sell(2);
         for lease in &mut leases {
             let message = lease.outgoing.try_recv().unwrap();
-            assert_eq!(message, FromCatalog::Invalidate { index: 2, keys: item(7) });
+            assert_eq!(
+                message,
+                FromCatalog::Invalidate { index: 2, keys: item(7), items: Vec::new() }
+            );
         }
         store.gate.acknowledged(leases[0].session, 2);
         assert_eq!(store.gate.await_released(1, 2, NO_TIME).await, Err(NotReleased::TimedOut));
@@ -815,7 +878,7 @@ mod tests {
         let store = Store::new();
         store.gate.lead(1, true);
         store.pass(100);
-        store.gate.applied(log_id(1, 1), Vec::new());
+        store.gate.applied(log_id(1, 1), Changed::default());
         store.sell(2);
         assert_eq!(store.released(), 0);
         store.session(1);
@@ -827,7 +890,7 @@ mod tests {
 
         let store = Store::new();
         store.gate.lead(1, true);
-        store.gate.applied(log_id(1, 1), Vec::new());
+        store.gate.applied(log_id(1, 1), Changed::default());
         store.session(1);
         store.session(2);
         assert_eq!(store.released(), 1, "all have dropped what they had");
@@ -849,10 +912,37 @@ mod tests {
     }
 
     #[test]
+    fn who_was_sent_items_is_told_when_they_are_released() {
+        let store = Store::leading();
+        let mut leases = [store.lease(1), store.lease(2)];
+        let sold = |index| {
+            let item = Item {
+                item_number: 7.try_into().unwrap(),
+                title: "t".to_owned(),
+                topic: "a".to_owned(),
+                stock: index,
+                cost: 1,
+            };
+            store
+                .gate
+                .applied(log_id(1, index), Changed { keys: self::item(7), items: vec![item] });
+        };
+        sold(2);
+        sold(3);
+        let [first, second] = &mut leases;
+        store.gate.acknowledged(first.session, 3);
+        assert_eq!(heard(first), [0; 0], "the other one has not dropped it");
+        store.gate.acknowledged(second.session, 3);
+        assert_eq!((heard(first), heard(second)), (vec![3], vec![3]));
+        store.gate.applied(log_id(1, 4), Changed::default());
+        assert_eq!(heard(first), [0; 0], "nobody waits for that");
+    }
+
+    #[test]
     fn eventually_nobody_is_waited_for() {
         let store = Store::that_waits(false);
         store.gate.lead(1, true);
-        store.gate.applied(log_id(1, 1), Vec::new());
+        store.gate.applied(log_id(1, 1), Changed::default());
         store.sell(2);
         assert_eq!(store.released(), 2);
         let mut opened = store.lease(1);
@@ -865,7 +955,7 @@ mod tests {
     async fn an_entry_of_a_later_term_ends_the_leadership() {
         let store = Store::leading();
         store.lease(1);
-        store.gate.applied(log_id(2, 2), item(7));
+        store.gate.applied(log_id(2, 2), item(7).into());
         assert_eq!(store.gate.progress().leads, None);
         assert!(store.released() < 2, "only the new leader knows");
         store.gate.lead(1, true);
@@ -882,10 +972,10 @@ mod tests {
     #[test]
     fn no_session_before_an_entry_of_the_own_term() {
         let store = Store::new();
-        store.gate.applied(log_id(1, 5), Vec::new());
+        store.gate.applied(log_id(1, 5), Changed::default());
         store.gate.lead(2, true);
         assert_eq!(store.gate.open_session(1).err(), Some(NoSession::NotLeader));
-        store.gate.applied(log_id(2, 6), Vec::new());
+        store.gate.applied(log_id(2, 6), Changed::default());
         assert_eq!(store.gate.open_session(1).unwrap().base, 6);
     }
 

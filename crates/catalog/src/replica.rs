@@ -35,7 +35,8 @@ use crate::{
     release::Gate,
     retire::hand_over,
     state::{
-        AppliedHook, Holders, KeyIndexConfig, Reader, SnapshotStore, StateConfig, StateMachine,
+        AppliedHook, Changed, Holders, KeyIndexConfig, Reader, SnapshotStore, StateConfig,
+        StateMachine,
     },
 };
 
@@ -104,7 +105,11 @@ impl Links {
 struct ToGate(Arc<Gate>);
 
 impl AppliedHook for ToGate {
-    fn applied(&self, log_id: LogId, changed: Vec<CacheKey>) {
+    fn wants_items(&self) -> bool {
+        self.0.has_sessions()
+    }
+
+    fn applied(&self, log_id: LogId, changed: Changed) {
         self.0.applied(log_id, changed);
     }
 
@@ -113,7 +118,7 @@ impl AppliedHook for ToGate {
     }
 
     fn restored(&self, log_id: LogId) {
-        self.0.applied(log_id, vec![CacheKey::All]);
+        self.0.applied(log_id, vec![CacheKey::All].into());
     }
 }
 
@@ -160,7 +165,7 @@ pub(crate) async fn start(
     check_no_gap(&log, &reader)?;
     if let Some(applied) = reader.status().applied {
         gate.holders(reader.holders());
-        gate.applied(applied, Vec::new());
+        gate.applied(applied, Changed::default());
     }
     let snapshots = machine.snapshots();
     let measures = Measures::new(machine.snapshot_times());

@@ -9,14 +9,13 @@ use openraft::{
 use pygmy_protocol::{
     Env,
     env::{BoxFuture, Clock, Instant},
-    invalidation::CacheKey,
 };
 use tempfile::TempDir;
 
 use crate::{
     log::{LogConfig, LogStore},
     raft::{LogId, TypeConfig},
-    state::{AppliedHook, Holders, StateConfig, StateMachine},
+    state::{AppliedHook, Changed, Holders, StateConfig, StateMachine},
 };
 
 /// Gives the suite a fresh directory for each test.
@@ -37,7 +36,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
 struct Deaf;
 
 impl AppliedHook for Deaf {
-    fn applied(&self, _: LogId, _: Vec<CacheKey>) {}
+    fn applied(&self, _: LogId, _: Changed) {}
     fn holders(&self, _: Arc<Holders>) {}
     fn restored(&self, _: LogId) {}
 }

@@ -423,7 +423,7 @@ async fn a_write_is_answered_after_the_front_end_dropped_its_copy() {
             answer = &mut buy => panic!("answered before the front end was asked: {answer:?}"),
             message = frame::read(&mut stream) => message.unwrap().unwrap(),
         };
-        if let FromCatalog::Invalidate { index, keys } = message {
+        if let FromCatalog::Invalidate { index, keys, .. } = message {
             assert_eq!(keys, [CacheKey::Item(7.try_into().unwrap())]);
             break index;
         }

@@ -28,7 +28,13 @@ use std::{
     },
 };
 
-use pygmy_protocol::{Env, env::Instant, invalidation::CacheKey, item::PageRequest, planted};
+use pygmy_protocol::{
+    Env,
+    env::Instant,
+    invalidation::CacheKey,
+    item::{ItemNumber, PageRequest},
+    planted,
+};
 use quick_cache::{Lifecycle, unsync};
 
 use crate::{
@@ -144,19 +150,24 @@ impl Cache {
     }
 
     /// Drops `keys`, which changed at log index `index`: what was read before is not taken again.
-    /// When this returns, the index may be acknowledged.
-    pub(crate) fn erase(&self, index: u64, keys: &[CacheKey]) {
+    /// When this returns, the index may be acknowledged. Gives the items that were there.
+    pub(crate) fn erase(&self, index: u64, keys: &[CacheKey]) -> Vec<ItemNumber> {
         let mut shards = self.all_shards();
+        let mut dropped = Vec::new();
         for key in keys {
             if *key == CacheKey::All {
                 shards.iter_mut().for_each(|shard| shard.erase_all(index));
-            } else {
-                let hash = hash(key);
-                shards[shard_of(hash)].erase(hash, key, index);
+                continue;
+            }
+            let hash = hash(key);
+            let was_there = shards[shard_of(hash)].erase(hash, key, index);
+            if let (true, CacheKey::Item(number)) = (was_there, key) {
+                dropped.push(*number);
             }
         }
         self.seen.fetch_max(index, SeqCst);
         self.counters.invalidations.inc_by(keys.len() as u64);
+        dropped
     }
 
     /// Drops `keys` at an operator's wish. No index comes with it, so the highest seen so far
@@ -242,10 +253,11 @@ impl Shard {
         self.base.is_some_and(|base| read_at >= base.max(floor))
     }
 
-    fn erase(&mut self, hash: u64, key: &CacheKey, index: u64) {
-        self.entries.remove(key);
+    fn erase(&mut self, hash: u64, key: &CacheKey, index: u64) -> bool {
+        let was_there = self.entries.remove(key).is_some();
         let floor = &mut self.floors[floor_of(hash)];
         *floor = index.max(*floor);
+        was_there
     }
 
     fn erase_all(&mut self, index: u64) {

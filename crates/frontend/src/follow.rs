@@ -11,7 +11,7 @@
 //! the catalog. When the stream breaks, or has been silent for the time of a lease, the session is
 //! over: the cache is emptied first and a new session opened then.
 
-use std::{convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, io, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use http::HeaderMap;
@@ -22,11 +22,12 @@ use pygmy_protocol::{
     frame,
     http::{Fatal, Secret, Shutdown},
     invalidation::{FromCatalog, LEADER_URL, PATH, PROTOCOL, ToCatalog},
+    item::{Item, ItemNumber},
     planted,
 };
 use tokio::io::{AsyncWrite, BufReader};
 
-use crate::read::Reader;
+use crate::{becoming::Becoming, read::Reader};
 
 /// Longest wait for a catalog server to take the connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -39,6 +40,9 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// Most messages that one acknowledgement waits for. Whatever is there already is applied first,
 /// but a stream that never pauses must not keep the writers waiting.
 const BATCH_MAX: usize = 256;
+
+/// Changes whose items wait for their release.
+const WAITING_MAX: usize = 1024;
 
 /// A lease is asked for so many times before it would run out.
 const RENEWALS_PER_LEASE: u32 = 3;
@@ -95,6 +99,41 @@ struct Session {
     ask_at: Instant,
     /// Without another message until then, the stream is silent.
     silent_at: Instant,
+    /// What items that were in the cache have become, by the index of the change, until that may
+    /// be told.
+    waiting: VecDeque<(u64, Vec<Item>)>,
+}
+
+impl Session {
+    /// Keeps those of `items` that are asked for here: they were in the cache, or wait already.
+    fn keep_waiting(
+        &mut self,
+        index: u64,
+        mut items: Vec<Item>,
+        dropped: &[ItemNumber],
+        becoming: &Becoming,
+    ) {
+        items.retain(|item| {
+            let number = item.item_number;
+            let waits =
+                |(_, items): &(u64, Vec<Item>)| items.iter().any(|i| i.item_number == number);
+            dropped.contains(&number) || self.waiting.iter().any(waits)
+        });
+        items.iter().for_each(|item| becoming.begin(item.item_number, index));
+        if !items.is_empty() {
+            self.waiting.push_back((index, items));
+        }
+        if self.waiting.len() > WAITING_MAX {
+            // It is read from the catalog when it is asked for.
+            self.waiting.pop_front();
+        }
+    }
+
+    /// What may be told now that `released` is.
+    fn take_released(&mut self, released: u64) -> impl Iterator<Item = (u64, Vec<Item>)> {
+        let count = self.waiting.iter().take_while(|(index, _)| *index <= released).count();
+        self.waiting.drain(..count)
+    }
 }
 
 /// Empties the cache and serves nothing from it when it goes.
@@ -103,6 +142,7 @@ struct CloseCache(Arc<Reader>);
 impl Drop for CloseCache {
     fn drop(&mut self) {
         self.0.cache.close();
+        self.0.becoming.clear();
     }
 }
 
@@ -220,6 +260,7 @@ impl Follower {
             asked_at: None,
             ask_at: now,
             silent_at: now + self.lease,
+            waiting: VecDeque::new(),
         })
     }
 
@@ -234,13 +275,24 @@ impl Follower {
                 }
                 Ok(())
             }
+            FromCatalog::Released { index } => {
+                for (changed_at, items) in session.take_released(index) {
+                    items.iter().for_each(|item| self.reader.refresh(changed_at, item));
+                }
+                self.reader.becoming.settle(index);
+                Ok(())
+            }
             FromCatalog::Start { .. } => Err(Broken::SecondSession),
             // An equal index is an error as well: it would have been acknowledged already.
             FromCatalog::Invalidate { index, .. } if index <= session.last => {
                 Err(Broken::Backwards { index, last: session.last })
             }
-            FromCatalog::Invalidate { index, keys } => {
-                self.reader.erase(index, &keys);
+            FromCatalog::Invalidate { index, keys, items } => {
+                let dropped = self.reader.erase(index, &keys);
+                if planted!(ValueBeforeRelease) {
+                    items.iter().for_each(|item| self.reader.refresh(index, item));
+                }
+                session.keep_waiting(index, items, &dropped, &self.reader.becoming);
                 session.last = index;
                 session.unacknowledged = true;
                 Ok(())

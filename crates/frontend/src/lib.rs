@@ -27,6 +27,7 @@ mod admission;
 
 mod read;
 
+mod becoming;
 mod cache;
 mod entry;
 
@@ -48,8 +49,8 @@ use pygmy_protocol::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    admission::Admission, cache::Cache, flight::Flights, follow::Follower, metrics::Counters,
-    read::Reader, routes::App,
+    admission::Admission, becoming::Becoming, cache::Cache, flight::Flights, follow::Follower,
+    metrics::Counters, read::Reader, routes::App,
 };
 
 /// What a front end is started with.
@@ -154,6 +155,7 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
     let admission = Admission::new(env, &server.metrics, goal, settings.admitted_max);
     let reader = Arc::new(Reader {
         env: env.clone(),
+        becoming: Becoming::default(),
         cache: Cache::new(env, settings.cache_bytes, &counters),
         flights: Arc::new(Flights::new(settings.flights_max)),
         admission: Arc::clone(&admission),

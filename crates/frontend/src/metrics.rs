@@ -18,6 +18,8 @@ pub(crate) struct Counters {
     pub(crate) fills_refused: Counter,
     /// Keys dropped because they changed.
     pub(crate) invalidations: Counter,
+    /// Items kept because the leader sent what they had become.
+    pub(crate) refreshes: Counter,
     /// Entries dropped for lack of room.
     pub(crate) evictions: Counter,
 }
@@ -50,7 +52,7 @@ impl ByKind {
 
 impl Counters {
     fn register(&self, metrics: &Metrics) {
-        let Counters { hits, misses, fills_refused, invalidations, evictions } = self;
+        let Counters { hits, misses, fills_refused, invalidations, refreshes, evictions } = self;
         metrics.register("cache_hits", "Reads answered from the cache", hits.labelled());
         let help = "Reads that had to ask the catalog, or wait for one that did";
         metrics.register("cache_misses", help, misses.labelled());
@@ -58,6 +60,8 @@ impl Counters {
         metrics.register("cache_fills_refused", help, fills_refused.clone());
         let help = "Keys dropped because they changed";
         metrics.register("cache_invalidations", help, invalidations.clone());
+        let help = "Items kept because the leader sent what they had become";
+        metrics.register("cache_refreshes", help, refreshes.clone());
         let help = "Entries dropped for lack of room (cache_bytes)";
         metrics.register("cache_evictions", help, evictions.clone());
     }

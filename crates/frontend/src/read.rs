@@ -1,6 +1,6 @@
 //! Reads: from the cache, else from the catalog, once for all who ask meanwhile.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
@@ -17,11 +17,16 @@ use pygmy_protocol::{
 
 use crate::{
     admission::Admission,
+    becoming::Becoming,
     cache::Cache,
     entry::{Document, Page, page_body},
     flight::{Flights, Landing, Query},
     metrics::Counters,
 };
+
+/// Longest wait for the word that an item's new value may be told. It comes with the next exchange
+/// of the leader and the front ends, if all of them are there.
+const SOON: Duration = Duration::from_millis(50);
 
 /// What a read finds.
 #[derive(Debug, Clone)]
@@ -49,6 +54,7 @@ impl From<Problem> for Refusal {
 pub(crate) struct Reader {
     pub(crate) env: Env,
     pub(crate) cache: Cache,
+    pub(crate) becoming: Becoming,
     pub(crate) flights: Arc<Flights<Outcome>>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) balancers: Arc<Balancers>,
@@ -64,7 +70,7 @@ impl Reader {
     /// # Errors
     /// The catalog's refusal, or `unavailable`.
     pub(crate) async fn read(self: &Arc<Self>, query: Query, context: &RequestContext) -> Outcome {
-        if let Some(found) = self.cached(&query) {
+        if let Some(found) = self.cached_soon(&query, context).await {
             self.counters.hits.of(&query).inc();
             return Ok(found);
         }
@@ -92,16 +98,36 @@ impl Reader {
         }
     }
 
-    /// Drops what changed at `index`. When this returns, the index may be acknowledged.
-    pub(crate) fn erase(&self, index: u64, keys: &[CacheKey]) {
-        self.cache.erase(index, keys);
+    /// Drops what changed at `index`. When this returns, the index may be acknowledged. Gives the
+    /// items that were there.
+    pub(crate) fn erase(&self, index: u64, keys: &[CacheKey]) -> Vec<ItemNumber> {
+        let dropped = self.cache.erase(index, keys);
         self.flights.detach(keys);
+        dropped
+    }
+
+    /// Keeps what an item became at `index`, now that it may be told.
+    pub(crate) fn refresh(&self, index: u64, item: &Item) {
+        self.counters.refreshes.inc();
+        self.keep_item(item, Some(index));
     }
 
     /// Drops `keys` at an operator's wish.
     pub(crate) fn erase_by_hand(&self, keys: &[CacheKey]) {
         self.cache.erase_by_hand(keys);
         self.flights.detach(keys);
+    }
+
+    /// What the cache has, or will have as soon as it may be told.
+    async fn cached_soon(&self, query: &Query, context: &RequestContext) -> Option<Found> {
+        let found = self.cached(query);
+        let Query::Item(item) = query else { return found };
+        if found.is_some() || !self.becoming.is_becoming(*item) {
+            return found;
+        }
+        let limit = SOON.min(context.remaining(&self.env));
+        let settled = self.env.timeout(limit, self.becoming.settled(*item)).await;
+        settled.ok().and_then(|()| self.cached(query))
     }
 
     fn cached(&self, query: &Query) -> Option<Found> {

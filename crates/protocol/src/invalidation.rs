@@ -8,7 +8,7 @@
 use http::HeaderName;
 use serde::{Deserialize, Serialize};
 
-use crate::item::ItemNumber;
+use crate::item::{Item, ItemNumber};
 
 /// The path of the upgrade.
 pub const PATH: &str = "/invalidations";
@@ -71,6 +71,14 @@ pub enum FromCatalog {
         index: u64,
         /// What to drop.
         keys: Vec<CacheKey>,
+        /// What some of the items are after it. Not to be told to anybody before
+        /// [`FromCatalog::Released`] has come with this index or a later one.
+        items: Vec<Item>,
+    },
+    /// Everything up to this index may be told.
+    Released {
+        /// Of the log.
+        index: u64,
     },
     /// The lease that was asked for with this number is granted.
     Granted {

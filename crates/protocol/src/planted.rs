@@ -79,6 +79,8 @@ bugs! {
         "A leader renews leases without asking a majority whether it still leads.";
     HitWithoutLease, "hit-without-lease", breaks 4:
         "The cache answers while a session is open, without a look at its lease.";
+    ValueBeforeRelease, "value-before-release", breaks 4:
+        "The cache serves what an item has become before that is released.";
     FollowerAnswersBeforeRelease, "follower-answers-before-release", breaks 4:
         "A follower answers a read as soon as it has applied what it shows.";
     ApplyTwice, "apply-twice", breaks 5:

@@ -131,7 +131,9 @@ impl Cluster {
         let rng = rng.fork();
         let servers = servers(layout, &rng);
         let mut machines = Vec::new();
-        let mut config = SETTINGS.to_owned();
+        // With the shortest one, Raft's own patience with a silent leader hides what leases are for.
+        let lease_ms = rng.pick(&[500, 1_500, 3_000]);
+        let mut config = format!("{SETTINGS}[frontend]\nlease_ms = {lease_ms}\n\n");
         for (number, (name, role)) in servers.into_iter().enumerate() {
             let address = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1 + number as u8));
             config += &format!("[[server]]\nname = \"{name}\"\nrole = \"{role}\"\n");

@@ -133,6 +133,12 @@ impl Client {
         let cost = ITEMS[item.get() as usize - 1].2;
         let expected_cost = self.rng.percent(30).then_some(cost);
         self.order(Operation::Buy { item, quantity, expected_cost, key }).await;
+        // What was just told is what a stale cache would not show.
+        if self.rng.percent(40) {
+            for front_end in self.public.clone() {
+                self.read_from(&front_end, format!("/lookup/{item}"), item).await;
+            }
+        }
     }
 
     /// Asks again for what was bought long ago: the same answer, and no other order.
@@ -182,7 +188,12 @@ impl Client {
             At::Replica => (&self.catalogs, format!("/query/{item}")),
             At::FrontEnd => (&self.public, format!("/lookup/{item}")),
         };
-        let (server, call) = (Arc::clone(self.rng.pick(server)), self.call(Method::GET, target));
+        let server = Arc::clone(self.rng.pick(server));
+        self.read_from(&server, target, item).await;
+    }
+
+    async fn read_from(&mut self, server: &Upstream, target: String, item: ItemNumber) {
+        let call = self.call(Method::GET, target);
         let called = self.now();
         let outcome = match server.send(&call, ATTEMPT).await.map(|answer| answer.json::<Item>()) {
             Ok(Ok(item)) => Outcome::Read(Some(item)),

@@ -27,6 +27,7 @@ use pygmy_protocol::{
 use rusqlite::Connection;
 
 use super::{
+    Changed,
     error::nonsense,
     hash::fingerprint,
     imports::{count_topic, hiding, import_of},
@@ -40,11 +41,15 @@ use crate::raft::{Batch, Entry, LogId, Outcomes, StoredMembership};
 /// Most keys that an entry lists as changed; beyond, it says [`CacheKey::All`].
 const CHANGED_KEYS_MAX: usize = 1000;
 
+/// Most items that are told with what they became. Where more change at a time, none of them is
+/// asked for often.
+const CHANGED_ITEMS_MAX: usize = 100;
+
 /// What an entry did.
 #[derive(Debug)]
 pub(super) struct Applied {
     pub(super) log_id: LogId,
-    pub(super) changed: Vec<CacheKey>,
+    pub(super) changed: Changed,
     /// All holders, if they are others than before.
     pub(super) holders: Option<Arc<Holders>>,
     pub(super) outcomes: Outcomes,
@@ -59,6 +64,7 @@ pub(super) struct Group<'a> {
     /// Only such as can be seen: a hidden one may be dropped.
     items: BTreeMap<ItemNumber, Touched>,
     lines: String,
+    wants_items: bool,
 }
 
 /// An item in memory.
@@ -71,9 +77,15 @@ struct Touched {
 
 impl<'a> Group<'a> {
     /// Begins where `meta` stands, in the transaction that is open on `db`.
-    pub(super) fn new(db: &'a Connection, meta: Meta, keys: &'a mut KeyIndex) -> Group<'a> {
-        let orders_before = meta.orders;
-        Group { db, meta, keys, orders_before, items: BTreeMap::new(), lines: String::new() }
+    /// With `wants_items` it says what items became, besides that they changed.
+    pub(super) fn new(
+        db: &'a Connection,
+        meta: Meta,
+        keys: &'a mut KeyIndex,
+        wants_items: bool,
+    ) -> Group<'a> {
+        let (orders_before, items, lines) = (meta.orders, BTreeMap::new(), String::new());
+        Group { db, meta, keys, orders_before, items, lines, wants_items }
     }
 
     /// Applies one entry.
@@ -91,8 +103,11 @@ impl<'a> Group<'a> {
             }
         };
         let changed = match changed.len() > CHANGED_KEYS_MAX {
-            true => vec![CacheKey::All],
-            false => changed.into_iter().collect(),
+            true => vec![CacheKey::All].into(),
+            false => Changed {
+                items: self.as_they_are_now(&changed),
+                keys: changed.into_iter().collect(),
+            },
         };
         let is_other = !Arc::ptr_eq(&holders_before, &self.meta.holders);
         let holders = is_other.then(|| Arc::clone(&self.meta.holders));
@@ -319,6 +334,18 @@ impl<'a> Group<'a> {
         }
         self.meta.items += added;
         Ok(Outcome::Added { items: added, replayed: false })
+    }
+
+    /// The items among `changed`, unless nobody wants them or they are too many.
+    fn as_they_are_now(&self, changed: &BTreeSet<CacheKey>) -> Vec<Item> {
+        if !self.wants_items || changed.len() > CHANGED_ITEMS_MAX {
+            return Vec::new();
+        }
+        let touched = changed.iter().filter_map(|key| match key {
+            CacheKey::Item(number) => self.items.get(number),
+            _ => None,
+        });
+        touched.map(|touched| touched.row.item.clone()).collect()
     }
 
     fn join_holder(&mut self, nonce: u128, name: &str) -> Outcome {

@@ -70,7 +70,7 @@ mod testing;
 
 use std::sync::Arc;
 
-use pygmy_protocol::invalidation::CacheKey;
+use pygmy_protocol::{invalidation::CacheKey, item::Item};
 
 pub(crate) use build::SnapshotTimes;
 pub(crate) use error::StateError;
@@ -82,12 +82,32 @@ pub(crate) use store::{SnapshotFile, SnapshotStore};
 
 use crate::raft::LogId;
 
+/// What an entry changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Changed {
+    /// In whatever a front end may have cached.
+    pub(crate) keys: Vec<CacheKey>,
+    /// What some of the items are after it, where somebody wanted to know.
+    pub(crate) items: Vec<Item>,
+}
+
+impl From<Vec<CacheKey>> for Changed {
+    fn from(keys: Vec<CacheKey>) -> Changed {
+        Changed { keys, items: Vec::new() }
+    }
+}
+
 /// Hears what was applied, on the apply worker. It must not block: buys wait for it.
 pub(crate) trait AppliedHook: Send + Sync {
+    /// Whether what the items became is wanted, too.
+    fn wants_items(&self) -> bool {
+        false
+    }
+
     /// The entry `log_id` is committed to SQLite and changed `changed`. Called for every entry in
     /// log order, also when nothing changed, before its responder gets the outcomes. Readers and
     /// [`Reader::status`] are at this index or beyond by then.
-    fn applied(&self, log_id: LogId, changed: Vec<CacheKey>);
+    fn applied(&self, log_id: LogId, changed: Changed);
 
     /// These are the holders of leases as of the entry that comes next: it, or the snapshot that is
     /// installed next, has changed them.

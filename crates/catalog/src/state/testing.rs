@@ -12,7 +12,7 @@ use pygmy_protocol::{
 use tempfile::TempDir;
 
 use super::{
-    AppliedHook, Holders, Reader, SnapshotFile, SnapshotStore, StateConfig, snapshot,
+    AppliedHook, Changed, Holders, Reader, SnapshotFile, SnapshotStore, StateConfig, snapshot,
     writer::Writer,
 };
 use crate::raft::{Batch, Entry, LogId, SnapshotMeta};
@@ -60,8 +60,8 @@ impl Recorder {
 }
 
 impl AppliedHook for Recorder {
-    fn applied(&self, log_id: LogId, changed: Vec<CacheKey>) {
-        self.0.lock().unwrap().push(Heard::Applied(log_id.index, changed));
+    fn applied(&self, log_id: LogId, changed: Changed) {
+        self.0.lock().unwrap().push(Heard::Applied(log_id.index, changed.keys));
     }
 
     fn holders(&self, holders: Arc<Holders>) {

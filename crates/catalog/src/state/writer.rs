@@ -77,8 +77,9 @@ impl Writer {
     /// and the hook know of them, and the outcomes may be told.
     pub(super) fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Outcomes>, StateError> {
         let db = self.db.take().ok_or(StateError::Stopped)?;
-        let (meta, lines, applied) = commit(&db, &self.meta, &self.shared, entries)
-            .map_err(|e| e.in_database(&self.path))?;
+        let (meta, lines, applied) =
+            commit(&db, &self.meta, &self.shared, entries, self.hook.wants_items())
+                .map_err(|e| e.in_database(&self.path))?;
         self.db = Some(db);
         self.meta = meta;
         self.lines = lines;
@@ -166,10 +167,11 @@ fn commit(
     meta: &Meta,
     shared: &Shared,
     entries: &[Entry],
+    wants_items: bool,
 ) -> Result<(Meta, String, Vec<Applied>), StateError> {
     let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
     let mut keys = shared.keys();
-    let mut group = Group::new(db, meta.clone(), &mut keys);
+    let mut group = Group::new(db, meta.clone(), &mut keys, wants_items);
     let mut before = meta.applied;
     let mut applied = Vec::with_capacity(entries.len());
     for entry in entries {

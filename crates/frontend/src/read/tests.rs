@@ -50,6 +50,7 @@ fn reader() -> (Arc<Reader>, Queries) {
     let reader = Reader {
         admission: Admission::new(&env, &Metrics::new(&env), Duration::from_secs(1), 100),
         env: env.clone(),
+        becoming: Becoming::default(),
         cache: Cache::new(&env, 1 << 20, &counters),
         flights: Arc::new(Flights::new(100)),
         balancers: Arc::new(Balancers::new(&env, vec![balancer], LONG)),

@@ -163,7 +163,7 @@ impl Stream {
     }
 
     pub(crate) async fn invalidate(&mut self, index: u64, keys: Vec<CacheKey>) {
-        self.send(&FromCatalog::Invalidate { index, keys }).await;
+        self.send(&FromCatalog::Invalidate { index, keys, items: Vec::new() }).await;
     }
 
     /// Opens a session and grants the lease that is asked for. When this returns, the front end has

@@ -5,6 +5,7 @@ use pygmy_frontend::Settings;
 use pygmy_protocol::{
     Env,
     invalidation::{CacheKey, FromCatalog, ToCatalog},
+    item::Item,
 };
 
 fn item(number: u64) -> CacheKey {
@@ -106,6 +107,39 @@ async fn a_silent_leader_is_left_and_its_cache_not_served() {
     store.sell(1, 99);
     silent.closed().await;
     assert_eq!(front.stock(1).await, 99);
+}
+
+#[tokio::test]
+async fn an_item_that_was_asked_for_stays_with_what_it_became() {
+    let (mut store, front) = start().await;
+    let mut stream = store.session().await;
+    assert_eq!(front.stock(1).await, 100);
+    let sold = |number: u64, stock| Item {
+        item_number: number.try_into().unwrap(),
+        title: "t".to_owned(),
+        topic: "a".to_owned(),
+        stock,
+        cost: 1,
+    };
+    let mut sell = async |stock| {
+        let index = store.sell(1, stock);
+        let keys = vec![item(1), item(2)];
+        // Nobody has asked for the other one.
+        let items = vec![sold(1, stock), sold(2, 5)];
+        stream.send(&FromCatalog::Invalidate { index, keys, items }).await;
+        assert_eq!(stream.acknowledged().await, index);
+        index
+    };
+    sell(99).await;
+    let last = sell(98).await;
+    let asked = store.queries();
+    stream.send(&FromCatalog::Released { index: last }).await;
+    stream.invalidate(last + 1, vec![item(3)]).await;
+    assert_eq!(stream.acknowledged().await, last + 1);
+    assert_eq!(front.stock(1).await, 98);
+    assert_eq!(store.queries(), asked, "it was there");
+    front.stock(2).await;
+    assert_eq!(store.queries(), asked + 1);
 }
 
 #[tokio::test]

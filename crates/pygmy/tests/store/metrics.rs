@@ -64,7 +64,13 @@ async fn every_tier_has_the_metrics_that_are_documented_and_they_move() {
     let answer = store.buy(0, 2, "a-key").await.unwrap();
     assert_eq!(answer.status, StatusCode::CREATED);
     assert_eq!(from_front_end("pygmy_cache_invalidations_total", &[]).await, 1.0);
-    assert_eq!(from_front_end("pygmy_cache_entries", &[]).await, 0.0);
+    until("the item is there again, with what it has become", async || {
+        let refreshed = from_front_end("pygmy_cache_refreshes_total", &[]).await == 1.0;
+        (refreshed && from_front_end("pygmy_cache_entries", &[]).await == 1.0).then_some(())
+    })
+    .await;
+    assert_eq!(store.lookup(0, 2).await.stock, 1499);
+    assert_eq!(from_front_end("pygmy_cache_misses_total", &["kind=\"item\""]).await, 1.0);
     let leader_after = store.scrape(&store.url(&leader)).await;
     let moved = |name: &str| leader_after.value(name, &[]) - leader_before.value(name, &[]);
     assert_eq!(moved("pygmy_orders"), 1.0);
