@@ -478,14 +478,15 @@ impl Gate {
             }
             if leading.established {
                 let now = self.env.now();
-                let held = leading.held_back(now, self.waits);
+                let held = self.waits.then(|| leading.held_back(now, self.lease)).flatten();
                 *released = (*released).max(held.unwrap_or(*applied));
                 if planted!(ReleaseBeforeAcknowledged) {
                     *released = *applied;
                 }
                 leading.tell_released(now, *released);
-                leading.grant(now, *released, self.lease);
-                expiry = leading.next_expiry(now).filter(|_| *released < *applied && self.waits);
+                leading.grant(now, if self.waits { *released } else { 0 }, self.lease);
+                let holds_back = self.waits && *released < *applied;
+                expiry = holds_back.then(|| leading.next_expiry(now, self.lease)).flatten();
             }
         }
         let leads = leading.as_ref().filter(|l| l.established).map(|l| l.term);
@@ -516,10 +517,10 @@ impl Leading {
         }
     }
 
-    /// Up to where it may be released, if a lease holds anything back.
-    fn held_back(&self, now: Instant, waits: bool) -> Option<u64> {
-        let holding = self.holders.values().filter(|holder| waits && holder.holds_lease(now));
-        holding.filter_map(Holder::held_back).min()
+    /// Up to where it may be released, if anybody is waited for.
+    fn held_back(&self, now: Instant, lease: Duration) -> Option<u64> {
+        let waited_for = |holder: &&Holder| holder.waited_for_until(lease).is_some_and(|t| now < t);
+        self.holders.values().filter(waited_for).filter_map(Holder::held_back).min()
     }
 
     /// Grants what was asked for, confirmed, and is safe: the holder has acknowledged all that is
@@ -539,12 +540,14 @@ impl Leading {
             let Some(renewal) = session.renewal.filter(|r| r.confirmed) else { continue };
             let oldest = holder.unacknowledged.front().map(|(index, _)| *index);
             let current = oldest.is_none_or(|oldest| oldest > renewal.sent.max(released));
-            if !(current || planted!(GrantWithoutAcknowledgement)) || holder.removing {
+            if !current || holder.removing {
                 continue;
             }
             session.renewal = None;
-            // A lease that was granted before ends no later.
-            holder.lease_until = Some(renewal.received + lease);
+            if !planted!(GrantNotRecorded) {
+                // A lease that was granted before ends no later.
+                holder.lease_until = Some(renewal.received + lease);
+            }
             let granted = FromCatalog::Granted { number: renewal.number };
             if session.outgoing.try_send(granted).is_err() {
                 holder.close(now);
@@ -567,10 +570,10 @@ impl Leading {
         }
     }
 
-    /// When the next lease runs out.
-    fn next_expiry(&self, now: Instant) -> Option<Instant> {
-        let holding = self.holders.values().filter(|holder| holder.holds_lease(now));
-        holding.filter(|h| h.held_back().is_some()).filter_map(|h| h.lease_until).min()
+    /// When the next one who holds something back is waited for no more.
+    fn next_expiry(&self, now: Instant, lease: Duration) -> Option<Instant> {
+        let holding = self.holders.values().filter(|holder| holder.held_back().is_some());
+        holding.filter_map(|h| h.waited_for_until(lease)).filter(|until| *until > now).min()
     }
 
     fn holder_of(&mut self, session: u64) -> Option<&mut Holder> {
@@ -600,7 +603,16 @@ impl Holder {
         self.lease_until.is_some_and(|until| now < until)
     }
 
-    /// The last index that may be released while its lease lasts.
+    /// Until when it is waited for: while its lease lasts, and while it is about to get one. Without
+    /// the latter, a store that sells all the time would always have released more than a front end
+    /// has acknowledged, and one whose lease has run out would never get another.
+    fn waited_for_until(&self, lease: Duration) -> Option<Instant> {
+        let session = self.session.as_ref().filter(|session| session.started);
+        let renewal = session.and_then(|session| session.renewal.filter(|r| r.confirmed));
+        self.lease_until.max(renewal.map(|renewal| renewal.received + lease))
+    }
+
+    /// The last index that may be released while it is waited for.
     fn held_back(&self) -> Option<u64> {
         self.unacknowledged.front().map(|(index, _)| index.saturating_sub(1))
     }
@@ -847,17 +859,21 @@ mod tests {
         store.ask(&opened, 1);
         assert!(matches!(opened.outgoing.try_recv(), Ok(FromCatalog::Invalidate { .. })));
         assert!(opened.outgoing.try_recv().is_err(), "2 is released, and not acknowledged");
-        store.gate.acknowledged(opened.session, 2);
-        assert_eq!(opened.outgoing.try_recv(), Ok(FromCatalog::Granted { number: 1 }));
-        // Under the lease 3 is held back, and the next lease waits for what was sent by then only.
         store.sell(3);
-        store.gate.renew(opened.session, 2);
-        store.sell(4);
+        assert_eq!(store.released(), 2, "one who is about to get a lease is waited for");
+        store.gate.acknowledged(opened.session, 2);
+        assert!(matches!(opened.outgoing.try_recv(), Ok(FromCatalog::Invalidate { .. })));
+        assert_eq!(opened.outgoing.try_recv(), Ok(FromCatalog::Granted { number: 1 }));
         store.gate.acknowledged(opened.session, 3);
+        // Under the lease 4 is held back, and the next lease waits for what was sent by then only.
+        store.sell(4);
+        store.gate.renew(opened.session, 2);
+        store.sell(5);
+        store.gate.acknowledged(opened.session, 4);
         store.gate.confirm(opened.session, 2, 1);
         let said: Vec<_> = std::iter::from_fn(|| opened.outgoing.try_recv().ok()).collect();
         assert_eq!(said.last(), Some(&FromCatalog::Granted { number: 2 }));
-        assert_eq!(store.released(), 3);
+        assert_eq!(store.released(), 4);
     }
 
     #[test]

@@ -71,8 +71,8 @@ bugs! {
         "The cache takes an answer that was read before the last invalidation of its key.";
     NewLeaderDoesNotWait, "new-leader-does-not-wait", breaks 4:
         "A new leader waits for no lease of the front ends that its predecessor knew.";
-    GrantWithoutAcknowledgement, "grant-without-acknowledgement", breaks 4:
-        "A lease is granted to a front end that has not dropped everything released.";
+    GrantNotRecorded, "grant-not-recorded", breaks 4:
+        "A lease is granted, and the leader does not wait for its holder.";
     LeaseFromAnswer, "lease-from-answer", breaks 4:
         "The front end counts its lease from the answer and not from its request.";
     RenewalWithoutRound, "renewal-without-round", breaks 4:
