@@ -125,6 +125,8 @@ struct Session {
     started: bool,
     /// The last index that was sent.
     sent: u64,
+    /// Whether it is sent what items have become.
+    wants_items: bool,
     /// From here on it waits for the release of items that were sent to it.
     items_from: Option<u64>,
     /// The last index that was sent with items.
@@ -213,11 +215,8 @@ impl Gate {
             && leading.established
             && !changed.keys.is_empty()
         {
-            let (index, Changed { keys, items }) = (log_id.index, changed);
-            let has_items = !items.is_empty();
-            let message = FromCatalog::Invalidate { index, keys, items };
             let holders = leading.holders.values_mut();
-            holders.for_each(|holder| holder.invalidate(&message, index, has_items, now));
+            holders.for_each(|holder| holder.invalidate(log_id.index, &changed, now));
         }
         self.settle(state);
     }
@@ -287,6 +286,7 @@ impl Gate {
             base,
             started: false,
             sent: base,
+            wants_items: false,
             items_from: None,
             items_at: 0,
             outgoing,
@@ -310,13 +310,14 @@ impl Gate {
 
     /// A front end asks for a lease, its `number`-th time. The caller has a majority asked, from
     /// now on, and says so.
-    pub(crate) fn renew(&self, session: u64, number: u64) {
+    pub(crate) fn renew(&self, session: u64, number: u64, wants_items: bool) {
         let mut state = self.lock();
         let received = self.env.now();
         if let Some(leading) = &mut state.leading
             && let Some(session) = leading.session(session)
         {
             let sent = session.sent;
+            session.wants_items = wants_items;
             session.renewal = Some(Renewal { number, received, sent, confirmed: false });
         }
         self.settle(state);
@@ -401,11 +402,11 @@ impl Gate {
         holders.filter(|h| h.session.is_some()).map(|h| h.name.clone()).collect()
     }
 
-    /// Whether any front end listens here.
-    pub(crate) fn has_sessions(&self) -> bool {
+    /// Whether any front end wants to hear what items become.
+    pub(crate) fn wants_items(&self) -> bool {
         let state = self.lock();
-        let mut holders = state.leading.iter().flat_map(|leading| leading.holders.values());
-        holders.any(|holder| holder.session.is_some())
+        let holders = state.leading.iter().flat_map(|leading| leading.holders.values());
+        holders.filter_map(|holder| holder.session.as_ref()).any(|session| session.wants_items)
     }
 
     /// How many front ends hold a lease, as far as this leader knows.
@@ -618,15 +619,20 @@ impl Holder {
     }
 
     /// Queues a message. A front end that reads too slowly hears no more: its stream ends.
-    fn invalidate(&mut self, message: &FromCatalog, index: u64, has_items: bool, now: Instant) {
+    fn invalidate(&mut self, index: u64, changed: &Changed, now: Instant) {
         let sent = match &mut self.session {
             Some(session) => {
                 session.sent = index;
-                if has_items {
+                let Changed { keys, mut items } = changed.clone();
+                if !session.wants_items {
+                    items.clear();
+                }
+                if !items.is_empty() {
                     session.items_from.get_or_insert(index);
                     session.items_at = index;
                 }
-                session.outgoing.try_send(message.clone()).is_ok()
+                let message = FromCatalog::Invalidate { index, keys, items };
+                session.outgoing.try_send(message).is_ok()
             }
             None => true,
         };
@@ -751,7 +757,7 @@ mod tests {
         }
 
         fn ask(&self, opened: &Opened, number: u64) {
-            self.gate.renew(opened.session, number);
+            self.gate.renew(opened.session, number, true);
             self.gate.confirm(opened.session, number, opened.term);
         }
 
@@ -810,7 +816,7 @@ mod tests {
     fn a_lease_counts_from_its_request_and_runs_out() {
         let store = Store::leading();
         let opened = store.session(1);
-        store.gate.renew(opened.session, 1);
+        store.gate.renew(opened.session, 1, true);
         store.pass(100);
         store.gate.confirm(opened.session, 1, 1);
         store.sell(2);
@@ -867,7 +873,7 @@ mod tests {
         store.gate.acknowledged(opened.session, 3);
         // Under the lease 4 is held back, and the next lease waits for what was sent by then only.
         store.sell(4);
-        store.gate.renew(opened.session, 2);
+        store.gate.renew(opened.session, 2, true);
         store.sell(5);
         store.gate.acknowledged(opened.session, 4);
         store.gate.confirm(opened.session, 2, 1);
@@ -880,7 +886,7 @@ mod tests {
     fn a_confirmation_is_for_its_term_and_its_request() {
         let store = Store::leading();
         let mut opened = store.session(1);
-        store.gate.renew(opened.session, 2);
+        store.gate.renew(opened.session, 2, true);
         store.gate.confirm(opened.session, 2, 3);
         store.gate.confirm(opened.session, 1, 1);
         store.gate.confirm(opened.session + 1, 2, 1);

@@ -106,7 +106,7 @@ struct ToGate(Arc<Gate>);
 
 impl AppliedHook for ToGate {
     fn wants_items(&self) -> bool {
-        self.0.has_sessions()
+        self.0.wants_items()
     }
 
     fn applied(&self, log_id: LogId, changed: Changed) {

@@ -69,8 +69,8 @@ async fn read_messages(
     while let Some(message) = frame::read(&mut reader).await? {
         match message {
             ToCatalog::Acknowledge { index } => gate.acknowledged(session, index),
-            ToCatalog::Renew { number } => {
-                gate.renew(session, number);
+            ToCatalog::Renew { number, wants_items } => {
+                gate.renew(session, number, wants_items);
                 asked.send_replace(Some(number));
             }
             ToCatalog::Hello { .. } => return Err(io::Error::other("a second hello")),

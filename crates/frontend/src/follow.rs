@@ -102,6 +102,8 @@ struct Session {
     /// What items that were in the cache have become, by the index of the change, until that may
     /// be told.
     waiting: VecDeque<(u64, Vec<Item>)>,
+    /// Whether anything that changed since the last request for a lease was in the cache.
+    wants_items: bool,
 }
 
 impl Session {
@@ -240,7 +242,8 @@ impl Follower {
         // One that was asked for before and is answered now is not this one.
         session.asked_at = Some(now);
         session.ask_at = now + self.lease / RENEWALS_PER_LEASE;
-        self.send(writer, &ToCatalog::Renew { number: session.asked }).await
+        let wants_items = std::mem::take(&mut session.wants_items);
+        self.send(writer, &ToCatalog::Renew { number: session.asked, wants_items }).await
     }
 
     /// Takes the session that `first` offers. Its base is yet to be acknowledged.
@@ -261,6 +264,7 @@ impl Follower {
             ask_at: now,
             silent_at: now + self.lease,
             waiting: VecDeque::new(),
+            wants_items: false,
         })
     }
 
@@ -289,6 +293,7 @@ impl Follower {
             }
             FromCatalog::Invalidate { index, keys, items } => {
                 let dropped = self.reader.erase(index, &keys);
+                session.wants_items |= !dropped.is_empty();
                 if planted!(ValueBeforeRelease) {
                     items.iter().for_each(|item| self.reader.refresh(index, item));
                 }

@@ -52,6 +52,9 @@ pub enum ToCatalog {
     Renew {
         /// Higher with each request on this stream.
         number: u64,
+        /// Whether items that changed since the last request were in the cache: then it pays to
+        /// send what they become.
+        wants_items: bool,
     },
 }
 

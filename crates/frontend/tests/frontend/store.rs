@@ -173,7 +173,7 @@ impl Stream {
         let first = self.read().await;
         assert_eq!(first, Some(ToCatalog::Acknowledge { index: base }));
         let second = self.read().await;
-        let Some(ToCatalog::Renew { number }) = second else { panic!("{second:?}") };
+        let Some(ToCatalog::Renew { number, .. }) = second else { panic!("{second:?}") };
         self.send(&FromCatalog::Granted { number }).await;
         self.invalidate(base + 1, Vec::new()).await;
         assert_eq!(self.acknowledged().await, base + 1);
@@ -184,7 +184,7 @@ impl Stream {
         loop {
             match self.read().await {
                 Some(ToCatalog::Acknowledge { index }) => return index,
-                Some(ToCatalog::Renew { number }) => {
+                Some(ToCatalog::Renew { number, .. }) => {
                     self.send(&FromCatalog::Granted { number }).await;
                 }
                 message => panic!("{message:?}"),
