@@ -71,7 +71,7 @@ async fn a_front_end_that_was_stopped_serves_nothing_stale() {
     }
     let scrape = store.scrape(&store.url("frontend-2")).await;
     let hits = scrape.value("pygmy_cache_hits_total", &["kind=\"item\""]);
-    assert!(hits > reads as f64 / 2.0, "{hits} of {reads} were answered from the cache");
+    assert!(hits > reads as f64 / 10.0, "{hits} of {reads} were answered from the cache");
 }
 
 async fn no_read_is_stale_over_a_change_of_leader(layout: Layout) {
