@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import unittest
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -41,14 +42,24 @@ def main():
     arguments = parser().parse_args()
     if arguments.self_test:
         return self_test()
+    return ended(lambda: run_comparison(arguments))
+
+
+def run_comparison(arguments):
+    """Measures, or reads what was measured, and shows it; gives the exit code."""
+    if arguments.report:
+        data = merged([json.loads(file.read_text()) for file in arguments.report])
+    else:
+        data = compare(arguments)
+    show(data, arguments)
+    return 1 if data["leftOut"] else 0
+
+
+def ended(work):
+    """The exit code of `work`, which signals and failures may end."""
     SIGNALS.catch()
     try:
-        if arguments.report:
-            data = merged([json.loads(file.read_text()) for file in arguments.report])
-        else:
-            data = compare(arguments)
-        show(data, arguments)
-        return 1 if data["leftOut"] else 0
+        return work()
     except Interrupted as signal:
         say(f"stopped by {signal}; all servers have ended")
         return 130
@@ -101,24 +112,10 @@ def whole(low, high):
 
 def compare(arguments):
     """Measures; gives all there is to know of the run."""
-    load = os.getloadavg()[0]
-    if load > QUIET_LOAD:
-        say(f"this machine is busy with other things (load {load:.1f}): the results will not be "
-            "worth much")
     programs.install_missing([name for part in arguments.only for name in PROGRAMS[part]])
-    programs.build()
-    directory = Path(tempfile.mkdtemp(prefix="pygmy-bench-", dir=arguments.dir)).resolve()
-    # Servers that run as users of their own must get through.
-    directory.chmod(0o711)
-    try:
-        kind = machine.file_system(directory)
-        if kind in IN_MEMORY:
-            raise Failure(f"{directory} is in memory ({kind}): choose a --dir on a disk")
+    with started("bench/run", arguments.dir) as (directory, about):
         comparison = Comparison(directory, arguments.seconds, arguments.rounds)
-        data = {
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-            "command": " ".join(["bench/run", *sys.argv[1:]]),
-            "machine": machine.describe(directory) | {"load before the run": f"{load:.1f}"},
+        data = about | {
             "versions": programs.versions(),
             "seconds": arguments.seconds, "warmUp": comparison.warm_up,
             "runs": comparison.runs, "leftOut": comparison.left_out,
@@ -128,6 +125,30 @@ def compare(arguments):
             # What is there is kept if a later round is interrupted.
             write(OUT / "results.json", json.dumps(data, indent=1) + "\n")
         return data
+
+
+@contextmanager
+def started(command, parent):
+    """Builds what is needed; gives a directory below `parent` and what is to know of the run.
+
+    The directory is removed in the end."""
+    load = os.getloadavg()[0]
+    if load > QUIET_LOAD:
+        say(f"this machine is busy with other things (load {load:.1f}): the results will not be "
+            "worth much")
+    programs.build()
+    directory = Path(tempfile.mkdtemp(prefix="pygmy-bench-", dir=parent)).resolve()
+    # Servers that run as users of their own must get through.
+    directory.chmod(0o711)
+    try:
+        kind = machine.file_system(directory)
+        if kind in IN_MEMORY:
+            raise Failure(f"{directory} is in memory ({kind}): choose a --dir on a disk")
+        yield directory, {
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+            "command": " ".join([command, *sys.argv[1:]]),
+            "machine": machine.describe(directory) | {"load before the run": f"{load:.1f}"},
+        }
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

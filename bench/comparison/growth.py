@@ -3,23 +3,18 @@
 import argparse
 import asyncio
 import json
-import os
 import resource
-import shutil
-import sys
-import tempfile
 import threading
 import time
 import urllib.request
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 
-from . import machine, programs
-from .command import BENCH, OUT, QUIET_LOAD, whole, write
+from . import programs
+from .command import BENCH, OUT, ended, started, whole, write
 from .growth_report import draw, section, with_section
 from .programs import PYGMY
-from .stage import SIGNALS, Failure, Interrupted, Stage, free_ports, run, say
+from .stage import Failure, Stage, free_ports, run, say
 
 ORDERS = (10, 1_000_000, 10_000_000)
 CLIENTS = (1, 64, 1024)
@@ -37,23 +32,19 @@ SNAPSHOT_LOG_BYTES = 1 << 20
 def main():
     """Measures what the arguments say; gives the exit code."""
     arguments = parser().parse_args()
-    SIGNALS.catch()
-    try:
-        data = measure(arguments)
-        print(section(data))
-        directory = BENCH if arguments.write else OUT
-        write(directory / "growth.json", json.dumps(data, indent=1) + "\n")
-        write(directory / "growth.svg", draw(data))
-        if arguments.write:
-            results = BENCH / "RESULTS.md"
-            write(results, with_section(results.read_text(), section(data)))
-        return 0
-    except Interrupted as signal:
-        say(f"stopped by {signal}; all servers have ended")
-        return 130
-    except (Failure, OSError, ValueError, KeyError) as failure:
-        say(f"failed: {failure}")
-        return 1
+    return ended(lambda: show(measure(arguments), arguments))
+
+
+def show(data, arguments):
+    """Prints the section and writes the files; gives the exit code."""
+    print(section(data))
+    directory = BENCH if arguments.write else OUT
+    write(directory / "growth.json", json.dumps(data, indent=1) + "\n")
+    write(directory / "growth.svg", draw(data))
+    if arguments.write:
+        results = BENCH / "RESULTS.md"
+        write(results, with_section(results.read_text(), section(data)))
+    return 0
 
 
 def parser():
@@ -84,20 +75,11 @@ def numbers(text):
 
 def measure(arguments):
     """Gives all there is to know of the run."""
-    load = os.getloadavg()[0]
-    if load > QUIET_LOAD:
-        say(f"this machine is busy with other things (load {load:.1f}): the results will not be "
-            "worth much")
-    programs.build()
-    directory = Path(tempfile.mkdtemp(prefix="pygmy-growth-", dir=arguments.dir)).resolve()
-    data = {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": " ".join(["bench/growth", *sys.argv[1:]]),
-        "machine": machine.describe(directory) | {"load before the run": f"{load:.1f}"},
-        "version": programs.pygmy_version(), "seconds": arguments.seconds,
-        "orders": [], "snapshots": [], "lookups": [],
-    }
-    try:
+    with started("bench/growth", arguments.dir) as (directory, about):
+        data = about | {
+            "version": programs.pygmy_version(), "seconds": arguments.seconds,
+            "orders": [], "snapshots": [], "lookups": [],
+        }
         with Stage(directory, "growth") as stage:
             store = Store(stage)
             store.start()
@@ -109,8 +91,6 @@ def measure(arguments):
                     data["snapshots"] = snapshots(store)
                 write(OUT / "growth.json", json.dumps(data, indent=1) + "\n")
         return data
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 class Store:
@@ -124,9 +104,12 @@ class Store:
         self.demo = None
 
     def start(self):
-        """Starts all servers."""
-        self.demo = self.stage.start("demo", [
-            PYGMY, "demo", "--layout", "nodes", "--base-port", self.port, "--dir", self.data])
+        """Starts all servers for the first time."""
+        self.run_demo("--layout", "nodes", "--base-port", self.port)
+
+    def run_demo(self, *flags):
+        """Starts all servers, and waits until they are ready."""
+        self.demo = self.stage.start("demo", [PYGMY, "demo", "--dir", self.data, *flags])
         log = self.demo.log
         self.stage.wait_until("the start", lambda: "the store is ready" in log.read_text(), 300)
 
@@ -140,9 +123,7 @@ class Store:
             plain.write_text(self.config.read_text())
         self.config.write_text(settings + plain.read_text())
         # A configuration that is there already names its ports itself.
-        self.demo = self.stage.start("demo", [PYGMY, "demo", "--dir", self.data])
-        log = self.demo.log
-        self.stage.wait_until("the start", lambda: "the store is ready" in log.read_text(), 300)
+        self.run_demo()
 
     def bench(self, *flags, seconds):
         """What `pygmy bench` reports."""
@@ -181,8 +162,7 @@ class Store:
 
 
 def buys(store, orders, seconds):
-    """Buys with so many orders there."""
-    # More than asked for, after what was measured before.
+    """Buys with `orders` there, or a few more after what was measured before."""
     found = {"orders": store.orders(), "clients": {}}
     for clients in CLIENTS:
         report = store.bench("--mix", "buy=1", "--connections", clients, seconds=seconds)

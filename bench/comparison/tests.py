@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest import mock
 from xml.etree import ElementTree
 
-from . import command, plot, postgres, programs, results, rounds, web
+from . import command, growth_report, plot, postgres, programs, results, rounds, web
 from .buys import pygmy_sales
 from .stage import Failure, Interrupted, Signals, Stage
 
@@ -149,6 +149,42 @@ class Arguments(unittest.TestCase):
     def test_parts_keep_their_order(self):
         arguments = command.parser().parse_args(["--only", "balancer,buys"])
         self.assertEqual(arguments.only, ["buys", "balancer"])
+
+
+class Growth(unittest.TestCase):
+    """What `bench/growth` writes."""
+
+    DATA = {
+        "date": "2026-11-25 13:23 UTC", "command": "bench/growth", "version": "0.1.0",
+        "seconds": 6, "machine": {"processor": "a processor"},
+        "orders": [{"orders": orders, "memoryBytes": 300 << 20, "clients": {
+            "64": {"perSecond": per_second, "p50": 3.86, "p99": 9.06, "max": 61.0}}}
+            for orders, per_second in ((10, 15_491.0), (10_020_197, 11_851.0))],
+        "snapshots": [{"orders": 1_338_678, "snapshots": 3, "secondsEach": 1.4, "failed": 0,
+                       "p50": 0.96, "p99": 10.36, "max": 61.0}],
+        "lookups": [{"connections": 100, "idle": 10_000, "perSecond": 109_045.0, "failed": 0,
+                     "p50": 0.36, "p99": 8.42, "memoryOfIdleBytes": 117 << 20}],
+    }
+
+    def test_its_section_takes_the_place_of_the_earlier_one_only(self):
+        section = growth_report.section(self.DATA)
+        self.assertIn("| 10,020,197 | 64 | 11,851 | 3.86 ms | 9.06 ms | 61 ms | 300 MiB |", section)
+        self.assertIn("| 1,338,678 | 3 | 1.4 s | 0.96 ms | 10.36 ms | 61 ms | 0 |", section)
+        self.assertIn("10,000 idle connections take 117 MiB of a node.", section)
+        once = growth_report.with_section("# Results\n\nA table.\n", "old")
+        twice = growth_report.with_section(once, section)
+        self.assertTrue(twice.startswith("# Results\n\nA table.\n"))
+        self.assertTrue(twice.endswith(section))
+        self.assertNotIn("old", twice)
+        self.assertEqual(growth_report.kept_section("# Results\n"), "")
+        self.assertTrue(twice.endswith(growth_report.kept_section(twice)))
+
+    def test_its_plot_has_a_point_for_each_number_of_orders(self):
+        svg = ElementTree.fromstring(growth_report.draw(self.DATA))
+        self.assertEqual(len(svg.findall("{*}circle")), 2)
+        words = [text.text for text in svg.findall("{*}text")]
+        self.assertIn("10,020,197 orders", words)
+        self.assertIn("64 clients", words)
 
 
 class Processes(unittest.TestCase):

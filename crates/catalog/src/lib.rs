@@ -4,8 +4,8 @@
 //! waits goes together: on the leader as one entry of the Raft log ([`log`], fsynced before it
 //! counts), on a follower as one message to the leader ([`peer`]). A majority has it; every
 //! replica applies it to SQLite ([`state`]); the leader's gate ([`release`]) sends what changed to
-//! the front ends ([`stream`]), waits until they have dropped it, and only then lets the answer
-//! go.
+//! the front ends ([`stream`]), waits until those that hold a lease have dropped it, and only then
+//! lets the answer go. Who may hold one is registered through the log ([`holders`]).
 //!
 //! A read ([`read`]) asks the leader to prove, with a round to a majority, that it still leads;
 //! any replica that has applied that far may then answer, after the same gate.
@@ -13,7 +13,8 @@
 //! Raft itself is openraft, behind [`raft`]'s types and runtime, [`peer`]'s network and
 //! [`leadership`]'s view of it. [`replica`] puts everything together; [`bootstrap`] makes a
 //! cluster of blank replicas, once; [`compact`] keeps the log short; [`ready`] says when a replica
-//! wants traffic; [`retire`] hands the leadership over before it leaves; [`metrics`] is what it counts; [`identity`] binds a data directory to one Raft id for its whole life.
+//! wants traffic; [`retire`] hands the leadership over before it leaves; [`metrics`] is what it
+//! counts; [`identity`] binds a data directory to one Raft id for its whole life.
 
 mod config;
 mod routes;
@@ -28,7 +29,6 @@ mod state;
 
 mod release;
 mod stream;
-
 mod holders;
 
 mod answer;

@@ -136,43 +136,15 @@ pub(crate) async fn start(
     env: &Env,
     shutdown: &Shutdown,
 ) -> Result<Started, Fatal> {
-    let fatal = |error: &dyn std::fmt::Display| Fatal(error.to_string());
-    config.settings.check().map_err(|e| fatal(&format!("[catalog] {e}")))?;
-    let Config { server, dir, replicas, lease_ms, waits_for_caches, settings } = config;
-    if lease_ms < LEASE_HEARTBEATS * settings.raft_heartbeat_ms {
-        return Err(Fatal(format!(
-            "lease_ms is {lease_ms}; it must be at least {LEASE_HEARTBEATS} times raft_heartbeat_ms, \
-             which is {}",
-            settings.raft_heartbeat_ms
-        )));
-    }
-    let mut data_dir = DataDir::open(env, &dir, &server.name).map_err(|e| fatal(&e))?;
-    let log_dir = dir.join(LOG_DIR);
-    let log_was_there = LogStore::exists(env, &log_dir).map_err(|e| fatal(&e))?;
-    let log_config = LogConfig {
-        segment_bytes: settings.log_segment_bytes,
-        cache_bytes: settings.log_cache_bytes,
-    };
-    let log = LogStore::open(env, &log_dir, log_config).map_err(|e| fatal(&e))?;
-    let lease = Duration::from_millis(lease_ms);
-    let gate = Arc::new(Gate::new(env, lease, waits_for_caches));
-    let hook = Arc::new(ToGate(Arc::clone(&gate)));
-    let (machine, reader) =
-        StateMachine::open(env, &dir, state_config(&settings, &server.name), hook)
-            .map_err(|e| fatal(&e))?;
-    let holds_data = log.holds_data() || reader.status().applied.is_some();
-    let id = data_dir.identity(env, log_was_there, holds_data).map_err(|e| fatal(&e))?;
-    check_no_gap(&log, &reader)?;
-    if let Some(applied) = reader.status().applied {
-        gate.holders(reader.holders());
-        gate.applied(applied, Changed::default());
-    }
+    check(&config)?;
+    let Data { dir: data_dir, id, log, machine, reader, gate } = open(&config, env)?;
+    let Config { server, dir, replicas, lease_ms, settings, .. } = config;
     let snapshots = machine.snapshots();
     let measures = Measures::new(machine.snapshot_times());
     let network = PeerNetwork { env: env.clone(), id, secret: server.secret.clone() };
-    let raft_config = Arc::new(settings.raft().validate().map_err(|e| fatal(&e))?);
+    let raft_config = Arc::new(settings.raft().validate().map_err(fatal)?);
     let raft = CatalogRaft::new(id, raft_config, network, log.clone(), machine);
-    let raft = raft.await.map_err(|e| fatal(&format!("Raft cannot start: {e}")))?;
+    let raft = raft.await.map_err(|e| Fatal(format!("Raft cannot start: {e}")))?;
 
     let readiness = Readiness::new();
     readiness.not_ready("catalog", "starting");
@@ -192,7 +164,7 @@ pub(crate) async fn start(
         server,
         replicas,
         settings,
-        lease,
+        lease: Duration::from_millis(lease_ms),
         raft,
         log,
         reader,
@@ -222,6 +194,56 @@ pub(crate) async fn start(
         env.spawn(hand_over(Arc::clone(&shared), shutdown.clone())),
     ];
     Ok(Started { shared, readiness, tasks, background })
+}
+
+fn fatal(error: impl std::fmt::Display) -> Fatal {
+    Fatal(error.to_string())
+}
+
+fn check(Config { lease_ms, settings, .. }: &Config) -> Result<(), Fatal> {
+    settings.check().map_err(|e| Fatal(format!("[catalog] {e}")))?;
+    let heartbeat_ms = settings.raft_heartbeat_ms;
+    if *lease_ms >= LEASE_HEARTBEATS * heartbeat_ms {
+        return Ok(());
+    }
+    Err(Fatal(format!(
+        "lease_ms is {lease_ms}; it must be at least {LEASE_HEARTBEATS} times raft_heartbeat_ms, \
+         which is {heartbeat_ms}"
+    )))
+}
+
+/// What a data directory holds, opened, and the gate that hears what is applied.
+struct Data {
+    dir: DataDir,
+    id: u64,
+    log: LogStore,
+    machine: StateMachine,
+    reader: Reader,
+    gate: Arc<Gate>,
+}
+
+fn open(config: &Config, env: &Env) -> Result<Data, Fatal> {
+    let Config { server, dir, lease_ms, waits_for_caches, settings, .. } = config;
+    let mut data_dir = DataDir::open(env, dir, &server.name).map_err(fatal)?;
+    let log_dir = dir.join(LOG_DIR);
+    let log_was_there = LogStore::exists(env, &log_dir).map_err(fatal)?;
+    let log_config = LogConfig {
+        segment_bytes: settings.log_segment_bytes,
+        cache_bytes: settings.log_cache_bytes,
+    };
+    let log = LogStore::open(env, &log_dir, log_config).map_err(fatal)?;
+    let gate = Arc::new(Gate::new(env, Duration::from_millis(*lease_ms), *waits_for_caches));
+    let hook = Arc::new(ToGate(Arc::clone(&gate)));
+    let state = state_config(settings, &server.name);
+    let (machine, reader) = StateMachine::open(env, dir, state, hook).map_err(fatal)?;
+    let holds_data = log.holds_data() || reader.status().applied.is_some();
+    let id = data_dir.identity(env, log_was_there, holds_data).map_err(fatal)?;
+    check_no_gap(&log, &reader)?;
+    if let Some(applied) = reader.status().applied {
+        gate.holders(reader.holders());
+        gate.applied(applied, Changed::default());
+    }
+    Ok(Data { dir: data_dir, id, log, machine, reader, gate })
 }
 
 async fn watch_leases(shared: Arc<Shared>) -> Fatal {

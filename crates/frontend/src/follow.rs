@@ -35,8 +35,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 /// Wait before the next server is tried; doubled with each failure.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
-/// The wait does not grow beyond this: an election takes about as long.
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
+/// The wait does not grow beyond this: a new leader answers nobody until all front ends have opened
+/// a session with it, or the time of a lease has passed.
+const BACKOFF_MAX: Duration = Duration::from_millis(100);
 /// Most messages that one acknowledgement waits for. Whatever is there already is applied first,
 /// but a stream that never pauses must not keep the writers waiting.
 const BATCH_MAX: usize = 256;

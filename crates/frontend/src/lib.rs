@@ -1,19 +1,20 @@
 //! The front end: the public HTTP API over a cache that the catalog keeps fresh.
 //!
 //! **The life of a lookup.** `GET /lookup/7` comes to `routes`, which makes a `flight::Query`
-//! of it and asks `read`. That looks in the `cache`, which answers only while a session with
-//! the catalog's leader is open and its last word is younger than the lease. A hit is a JSON
-//! document ready to send. A miss boards a `flight`: the first one who misses item 7 sends one
+//! of it and asks `read`. That looks in the `cache`, which answers only while the lease lasts that
+//! `follow` gets from the catalog's leader. A hit is a JSON document ready to send. An item that has
+//! just been sold is `becoming` something else: its new value is here, and whoever asks waits for
+//! the word that it may be told. A miss boards a `flight`: the first one who misses item 7 sends one
 //! query through a balancer to a catalog server, the others wait for it. The answer comes with
 //! the log index of the state that was read; the cache keeps it unless an invalidation has
 //! overtaken it. A search is the same with a page of item numbers, to which the items' own
 //! entries are put; a sale drops one item, never a page.
 //!
-//! **The life of a buy.** `POST /buy/7` comes to `routes`, is let in by `admission` or refused at
-//! once, is checked and gets an Idempotency-Key if it has none, so that every hop may retry it. A balancer takes it to an
-//! order server, and the answer goes back unparsed. Before anyone hears of the sale, its
-//! invalidation has come down the stream that `follow` holds open with the catalog's leader,
-//! item 7 is gone from the cache, and that has been acknowledged.
+//! **The life of a buy.** `POST /buy/7` comes to `routes`, is checked, let in by `admission` or
+//! refused at once, and gets an Idempotency-Key if it has none, so that every hop may retry it. A
+//! balancer takes it to an order server, and the answer goes back unparsed. Before anyone hears of
+//! the sale, its invalidation has come down the stream that `follow` holds open with the catalog's
+//! leader, item 7 is gone from the cache, and that has been acknowledged.
 //!
 //! **Why a cached answer is never stale.** The cache answers only under a lease that the leader has
 //! granted after a majority had confirmed it, and while one lasts no change is revealed to anybody

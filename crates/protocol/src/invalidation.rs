@@ -3,7 +3,9 @@
 //! A front end opens it with an upgrade of `GET /invalidations` (protocol
 //! `pygmy-invalidations`) on a catalog server; one that does not lead answers 503 and names the
 //! leader in [`LEADER_URL`]. The first message of the front end is [`ToCatalog::Hello`], the
-//! first of the leader [`FromCatalog::Start`]. Everything after is in log order.
+//! first of the leader [`FromCatalog::Start`]. Everything after is in log order. The front end
+//! acknowledges what it has dropped, and asks for a lease on its cache again and again; the whole
+//! protocol is in `crates/frontend/DESIGN.md`.
 
 use http::HeaderName;
 use serde::{Deserialize, Serialize};

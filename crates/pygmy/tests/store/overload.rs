@@ -86,9 +86,11 @@ impl Raw {
         String::from_utf8(said).unwrap()
     }
 
-    /// Sends `bytes` again and again until the server ends it.
-    async fn flood(&mut self, bytes: &[u8]) {
-        let flood = async { while self.write(bytes).await.is_ok() {} };
+    /// Sends `head` and then `bytes`, again and again, until the server ends it.
+    async fn flood(store: &Store, head: &[u8], bytes: &[u8]) {
+        let mut connection = Raw::open(store).await;
+        connection.write(head).await.unwrap();
+        let flood = async { while connection.write(bytes).await.is_ok() {} };
         tokio::time::timeout(PATIENCE, flood).await.expect("the server ends the connection");
     }
 }
@@ -114,21 +116,12 @@ async fn clients_that_only_take_cost_a_bounded_amount() {
     assert!(body.contains("the body did not arrive in time"), "{body}");
 
     // More than the limits, for as long as the server takes it.
-    let mut huge_head = Raw::open(&store).await;
-    huge_head.write(b"GET / HTTP/1.1\r\nX-Huge: ").await.unwrap();
-    huge_head.flood(&[b'x'; 4096]).await;
-    let mut huge_body = Raw::open(&store).await;
-    huge_body
-        .write(b"POST /buy/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000000\r\n\r\n")
-        .await
-        .unwrap();
-    huge_body.flood(&[b' '; 65_536]).await;
-    let mut endless = Raw::open(&store).await;
-    endless
-        .write(b"POST /buy/1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
-        .await
-        .unwrap();
-    endless.flood(&[b"1000\r\n", &[b' '; 4096][..], b"\r\n"].concat()).await;
+    Raw::flood(&store, b"GET / HTTP/1.1\r\nX-Huge: ", &[b'x'; 4096]).await;
+    let length = b"POST /buy/1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000000\r\n\r\n";
+    Raw::flood(&store, length, &[b' '; 65_536]).await;
+    let chunked = b"POST /buy/1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let chunk = [b"1000\r\n", &[b' '; 4096][..], b"\r\n"].concat();
+    Raw::flood(&store, chunked, &chunk).await;
 
     // More connections than there may be: the next one is told so, and there is room again when
     // those that say nothing have had their time.
