@@ -27,9 +27,9 @@ mod peer;
 mod raft;
 mod state;
 
+mod holders;
 mod release;
 mod stream;
-mod holders;
 
 mod answer;
 mod bootstrap;
