@@ -4,17 +4,28 @@
 //! that was wiped comes back under another id: whatever the old one voted for or acknowledged can
 //! never be contradicted by an empty log that claims its name. Messages name the id that they are
 //! for, so none of them reaches the wrong directory.
+//!
+//! An identity ends when something of its directory is lost or damaged: it never votes or
+//! acknowledges again. A mark says so, where the next start would not find out by itself, and while
+//! the directory is being cleared for a new identity (see [`crate::rejoin`]).
 
 use std::{
     io,
     path::{Path, PathBuf},
 };
 
-use pygmy_protocol::env::{Env, LockGuard};
+use pygmy_protocol::env::{Env, Files, LockGuard};
 use serde::{Deserialize, Serialize};
+
+use crate::{log::LogStore, replica::LOG_DIR, state::StateMachine};
 
 /// The file that holds the identity.
 const FILE: &str = "identity.json";
+/// The file that says that the identity has ended, and why.
+const ENDED: &str = "ended";
+const ENDED_NEW: &str = "ended.new";
+/// Longest reason that is read back, in bytes.
+const REASON_BYTES: u64 = 4096;
 /// The file that is locked.
 const LOCK: &str = "lock";
 /// The format of what is in the directory. A build refuses a newer one.
@@ -45,21 +56,35 @@ pub(crate) enum IdentityError {
     Io { dir: String, source: io::Error },
     #[error("another process uses the data directory {0}; stop it first")]
     Locked(String),
-    #[error(
-        "the data directory {dir} belongs to {owner}, not to {name}: directories were swapped; \
-         put each back in its place"
-    )]
+    #[error("the data directory {dir} belongs to {owner}, not to {name}: directories were swapped")]
     Swapped { dir: String, owner: String, name: String },
-    #[error("{dir}/{FILE} is damaged ({why}); restore it, or remove the directory to join anew")]
+    #[error("{dir}/{FILE} is damaged: {why}")]
     Damaged { dir: String, why: String },
-    #[error(
-        "the data directory {dir} is not whole: {why}; remove it, so that the replica joins anew"
-    )]
+    #[error("the data directory {dir} is not whole: {why}")]
     Incomplete { dir: String, why: String },
+    #[error("{why}")]
+    Ended { why: String },
     #[error(
         "the data directory {dir} has format {found}; this build reads up to {FORMAT}: use a newer one"
     )]
     TooNew { dir: String, found: u32 },
+}
+
+impl IdentityError {
+    /// Whether what is in the directory is worth nothing any more.
+    pub(crate) fn ends_identity(&self) -> bool {
+        use IdentityError::{Damaged, Ended, Incomplete, Swapped};
+        matches!(self, Swapped { .. } | Damaged { .. } | Incomplete { .. } | Ended { .. })
+    }
+}
+
+/// Marks the identity in `dir` as ended, durably. The first reason stays.
+pub(crate) fn end_identity(files: &dyn Files, dir: &Path, why: &str) -> io::Result<()> {
+    let mark = dir.join(ENDED);
+    if files.exists(&mark)? {
+        return Ok(());
+    }
+    write_file(files, dir, ENDED, why.as_bytes())
 }
 
 impl DataDir {
@@ -73,6 +98,10 @@ impl DataDir {
             _ => io(e),
         })?;
         let opened = |id| DataDir { dir: dir.to_owned(), name: name.to_owned(), id, _lock: lock };
+        if env.files.exists(&dir.join(ENDED)).map_err(io)? {
+            let why = read_file(&*env.files, &dir.join(ENDED), REASON_BYTES).map_err(io)?;
+            return Err(IdentityError::Ended { why: String::from_utf8_lossy(&why).into_owned() });
+        }
         if !env.files.exists(&dir.join(FILE)).map_err(io)? {
             return Ok(opened(None));
         }
@@ -107,7 +136,9 @@ impl DataDir {
             None => {
                 let id = 1 + env.random.below(ID_BOUND - 1);
                 let identity = Identity { format: FORMAT, name: self.name.clone(), id };
-                write(env, &self.dir, &identity)
+                serde_json::to_vec(&identity)
+                    .map_err(io::Error::from)
+                    .and_then(|bytes| write_file(&*env.files, &self.dir, FILE, &bytes))
                     .map_err(|source| IdentityError::Io { dir: shown.clone(), source })?;
                 self.id = Some(id);
                 Ok(id)
@@ -116,28 +147,64 @@ impl DataDir {
     }
 }
 
-fn read(env: &Env, dir: &Path) -> Result<Identity, IdentityError> {
-    let path = dir.join(FILE);
-    let bytes = || {
-        let file = env.files.open(&path)?;
-        // A few dozen bytes; what is longer is not ours.
-        let mut bytes = vec![0; file.len()?.min(64 * 1024) as usize];
-        file.read_exact_at(&mut bytes, 0)?;
-        Ok(bytes)
+/// Empties `dir` for a new identity. It is marked as ended first and the mark goes last, so that
+/// nothing of the old identity is ever taken for a whole one. The caller holds no lock; one is
+/// taken meanwhile.
+pub(crate) fn clear(env: &Env, dir: &Path, why: &str) -> Result<(), IdentityError> {
+    let shown = || dir.display().to_string();
+    let io = |source| IdentityError::Io { dir: shown(), source };
+    let _lock = env.files.lock(&dir.join(LOCK)).map_err(|e| match e.kind() {
+        io::ErrorKind::WouldBlock => IdentityError::Locked(shown()),
+        _ => io(e),
+    })?;
+    end_identity(&*env.files, dir, why).map_err(io)?;
+    let identity = [FILE.to_owned(), format!("{FILE}.new")];
+    let ours = |name: &str| identity.iter().any(|file| file == name);
+    remove_files(&*env.files, dir, ours).map_err(io)?;
+    LogStore::remove(env, &dir.join(LOG_DIR)).map_err(io)?;
+    StateMachine::remove(env, dir).map_err(io)?;
+    remove_files(&*env.files, dir, |name| name == ENDED || name == ENDED_NEW).map_err(io)
+}
+
+/// Removes the files in `dir` whose names fit, durably. A directory that is not there has none.
+pub(crate) fn remove_files(
+    files: &dyn Files,
+    dir: &Path,
+    fits: impl Fn(&str) -> bool,
+) -> io::Result<()> {
+    let names = match files.list(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        names => names?,
     };
-    let bytes =
-        bytes().map_err(|source| IdentityError::Io { dir: dir.display().to_string(), source })?;
+    for name in names.iter().filter(|name| fits(name)) {
+        files.remove(&dir.join(name))?;
+    }
+    files.sync_dir(dir)
+}
+
+fn read(env: &Env, dir: &Path) -> Result<Identity, IdentityError> {
+    // A few dozen bytes; what is longer is not ours.
+    let bytes = read_file(&*env.files, &dir.join(FILE), 64 * 1024)
+        .map_err(|source| IdentityError::Io { dir: dir.display().to_string(), source })?;
     serde_json::from_slice(&bytes)
         .map_err(|e| IdentityError::Damaged { dir: dir.display().to_string(), why: e.to_string() })
 }
 
-fn write(env: &Env, dir: &Path, identity: &Identity) -> io::Result<()> {
-    let temporary = dir.join(format!("{FILE}.new"));
-    let file = env.files.create(&temporary)?;
-    file.write_all_at(&serde_json::to_vec(identity)?, 0)?;
+fn read_file(files: &dyn Files, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let file = files.open(path)?;
+    let mut bytes = vec![0; file.len()?.min(most) as usize];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// Writes a whole file, durably, or nothing under its name.
+fn write_file(files: &dyn Files, dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    let temporary = dir.join(format!("{name}.new"));
+    let file = files.create(&temporary)?;
+    file.write_all_at(bytes, 0)?;
     file.sync_data()?;
-    env.files.rename(&temporary, &dir.join(FILE))?;
-    env.files.sync_dir(dir)
+    files.rename(&temporary, &dir.join(name))?;
+    files.sync_dir(dir)
 }
 
 #[cfg(test)]

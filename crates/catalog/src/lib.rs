@@ -14,7 +14,9 @@
 //! [`leadership`]'s view of it. [`replica`] puts everything together; [`bootstrap`] makes a
 //! cluster of blank replicas, once; [`compact`] keeps the log short; [`ready`] says when a replica
 //! wants traffic; [`retire`] hands the leadership over before it leaves; [`metrics`] is what it
-//! counts; [`identity`] binds a data directory to one Raft id for its whole life.
+//! counts; [`identity`] binds a data directory to one Raft id for its whole life. A replica whose
+//! directory was lost or damaged begins anew ([`rejoin`]) and asks its way back in ([`join`]);
+//! [`members`] is the leader's side of that and of every other change of the membership.
 
 mod config;
 mod routes;
@@ -31,8 +33,12 @@ mod holders;
 mod release;
 mod stream;
 
-mod answer;
 mod bootstrap;
+mod join;
+mod members;
+mod rejoin;
+
+mod answer;
 mod compact;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

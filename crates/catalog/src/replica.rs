@@ -23,20 +23,23 @@ use crate::{
     Config, ReplicaAddress, Settings,
     compact::compact_log,
     holders::remove_lapsed,
-    identity::DataDir,
+    identity::{DataDir, IdentityError},
+    join::join_cluster,
     leadership::{Leader, Leadership, follow_raft},
-    log::{LogConfig, LogStore},
+    log::{LogConfig, LogError, LogStore},
+    members,
     metrics::{self, Measures},
     peer::{Link, PeerNetwork},
     propose::{Queue, run_batches},
     raft::{CatalogRaft, LogId},
     read::{Rounds, run_rounds},
     ready::watch_readiness,
+    rejoin::open_or_rejoin,
     release::Gate,
     retire::hand_over,
     state::{
         AppliedHook, Changed, Holders, KeyIndexConfig, Reader, SnapshotStore, StateConfig,
-        StateMachine,
+        StateError, StateMachine,
     },
 };
 
@@ -48,7 +51,7 @@ const CHECKPOINT_STAGGER: u64 = 400;
 /// heartbeats must fit, or a late one would empty all of them.
 const LEASE_HEARTBEATS: u64 = 4;
 /// Where the log lives in the data directory.
-const LOG_DIR: &str = "raft-log";
+pub(crate) const LOG_DIR: &str = "raft-log";
 
 /// What all parts of a replica use.
 pub(crate) struct Shared {
@@ -69,6 +72,8 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue,
     pub(crate) rounds: Rounds,
     pub(crate) measures: Measures,
+    /// Held while the membership is changed.
+    pub(crate) member_changes: tokio::sync::Mutex<()>,
     /// Does checks of whole files, one after the other.
     pub(crate) checks: Worker<Check>,
     /// Held as long as the replica lives.
@@ -137,7 +142,8 @@ pub(crate) async fn start(
     shutdown: &Shutdown,
 ) -> Result<Started, Fatal> {
     check(&config)?;
-    let Data { dir: data_dir, id, log, machine, reader, gate } = open(&config, env)?;
+    let Data { dir: data_dir, id, log, machine, reader, gate } =
+        open_or_rejoin(&config, env).await?;
     let Config { server, dir, replicas, lease_ms, settings, .. } = config;
     let snapshots = machine.snapshots();
     let measures = Measures::new(machine.snapshot_times());
@@ -175,6 +181,7 @@ pub(crate) async fn start(
         queue,
         rounds,
         measures,
+        member_changes: tokio::sync::Mutex::default(),
         checks,
         _dir: data_dir,
     });
@@ -192,6 +199,7 @@ pub(crate) async fn start(
         env.spawn(compact_log(Arc::clone(&shared), shutdown.clone())),
         env.spawn(remove_lapsed(Arc::clone(&shared), shutdown.clone())),
         env.spawn(hand_over(Arc::clone(&shared), shutdown.clone())),
+        env.spawn(join_cluster(Arc::clone(&shared), shutdown.clone())),
     ];
     Ok(Started { shared, readiness, tasks, background })
 }
@@ -213,7 +221,7 @@ fn check(Config { lease_ms, settings, .. }: &Config) -> Result<(), Fatal> {
 }
 
 /// What a data directory holds, opened, and the gate that hears what is applied.
-struct Data {
+pub(crate) struct Data {
     dir: DataDir,
     id: u64,
     log: LogStore,
@@ -222,22 +230,62 @@ struct Data {
     gate: Arc<Gate>,
 }
 
-fn open(config: &Config, env: &Env) -> Result<Data, Fatal> {
+/// Why a data directory cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// What is in it is not whole: its identity has ended.
+    #[error("{0}")]
+    Ended(String),
+    /// It may be whole.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<IdentityError> for OpenError {
+    fn from(error: IdentityError) -> OpenError {
+        match error.ends_identity() {
+            true => OpenError::Ended(error.to_string()),
+            false => OpenError::Other(error.to_string()),
+        }
+    }
+}
+
+impl From<LogError> for OpenError {
+    fn from(error: LogError) -> OpenError {
+        match error {
+            LogError::Corrupt { .. } => OpenError::Ended(error.to_string()),
+            _ => OpenError::Other(error.to_string()),
+        }
+    }
+}
+
+impl From<StateError> for OpenError {
+    fn from(error: StateError) -> OpenError {
+        match error {
+            StateError::Corrupt { .. } => OpenError::Ended(error.to_string()),
+            _ => OpenError::Other(error.to_string()),
+        }
+    }
+}
+
+/// Opens the data directory.
+pub(crate) fn open(config: &Config, env: &Env) -> Result<Data, OpenError> {
     let Config { server, dir, lease_ms, waits_for_caches, settings, .. } = config;
-    let mut data_dir = DataDir::open(env, dir, &server.name).map_err(fatal)?;
+    let mut data_dir = DataDir::open(env, dir, &server.name)?;
     let log_dir = dir.join(LOG_DIR);
-    let log_was_there = LogStore::exists(env, &log_dir).map_err(fatal)?;
+    let log_was_there = LogStore::exists(env, &log_dir)
+        .map_err(|error| OpenError::Other(format!("cannot look for the Raft log: {error}")))?;
     let log_config = LogConfig {
         segment_bytes: settings.log_segment_bytes,
         cache_bytes: settings.log_cache_bytes,
     };
-    let log = LogStore::open(env, &log_dir, log_config).map_err(fatal)?;
+    let log = LogStore::open(env, &log_dir, log_config)?;
     let gate = Arc::new(Gate::new(env, Duration::from_millis(*lease_ms), *waits_for_caches));
     let hook = Arc::new(ToGate(Arc::clone(&gate)));
     let state = state_config(settings, &server.name);
-    let (machine, reader) = StateMachine::open(env, dir, state, hook).map_err(fatal)?;
+    let (machine, reader) = StateMachine::open(env, dir, state, hook)?;
     let holds_data = log.holds_data() || reader.status().applied.is_some();
-    let id = data_dir.identity(env, log_was_there, holds_data).map_err(fatal)?;
+    let id = data_dir.identity(env, log_was_there, holds_data)?;
     check_no_gap(&log, &reader)?;
     if let Some(applied) = reader.status().applied {
         gate.holders(reader.holders());
@@ -266,13 +314,13 @@ fn state_config(settings: &Settings, name: &str) -> StateConfig {
 }
 
 /// The log must still hold everything that the database has not applied.
-fn check_no_gap(log: &LogStore, reader: &Reader) -> Result<(), Fatal> {
+fn check_no_gap(log: &LogStore, reader: &Reader) -> Result<(), OpenError> {
     let applied = reader.status().applied.map_or(0, |id| id.index);
     let purged = log.purged_index().unwrap_or(0);
     if applied < purged {
-        return Err(Fatal(format!(
+        return Err(OpenError::Ended(format!(
             "the database ends at log index {applied}, the log begins after {purged}, and no valid \
-             snapshot lies between: remove the data directory, so that the replica joins anew"
+             snapshot lies between"
         )));
     }
     Ok(())
@@ -337,6 +385,7 @@ impl Shared {
             state_hash: format!("{:032x}", state.state_hash),
             orders: state.orders,
             front_ends: self.gate.front_ends(),
+            members: members::statuses(self),
         }
     }
 }

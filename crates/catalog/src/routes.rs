@@ -21,6 +21,7 @@ use pygmy_protocol::{
     import::{ImportProgress, ItemsAdded},
     invalidation,
     item::{ItemNumber, MAX_TEXT_BYTES, PageRequest, parse_value, parse_whole_number},
+    members::MemberChange,
     order::{BuyBody, Order, OrderNumber, Purchase, unknown_order},
     planted,
     registration::CatalogStatus,
@@ -30,6 +31,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use crate::{
     answer::Answers,
     bootstrap::{BootstrapBody, Bootstrapped, bootstrap},
+    members,
     peer::{self, serve_peer},
     read::read,
     replica::Shared,
@@ -57,6 +59,7 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route("/status", get(status))
         .route("/verify", get(verify))
         .route("/bootstrap", post(make_cluster))
+        .route(pygmy_protocol::members::PATH, post(change_members))
         .route(peer::PATH, get(peer_connection))
         .route(invalidation::PATH, get(invalidation_stream))
         .merge(items::routes())
@@ -293,6 +296,19 @@ async fn make_cluster(
     let (headers, body) = split(request);
     let body: BootstrapBody = read_json(&shared, &context, &headers, body).await?;
     Ok(Json(StatusCode::OK, bootstrap(&shared, &context, body).await?))
+}
+
+async fn change_members(
+    State(shared): Replica,
+    context: RequestContext,
+    request: Request,
+) -> Result<Response, Problem> {
+    let (headers, body) = split(request);
+    let wish: MemberChange = read_json(&shared, &context, &headers, body).await?;
+    if !shared.is_leader() {
+        return Ok(not_leader(&shared));
+    }
+    Ok(Json(StatusCode::OK, members::change(&shared, &wish).await?).into_response())
 }
 
 async fn peer_connection(

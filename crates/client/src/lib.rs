@@ -10,7 +10,7 @@
 //! their own through [`upgrade`].
 //!
 //! Customers use the store through a [`store::Store`], its operator through an
-//! [`operator::Operator`]; the client process of the reference design ([`process`]) and its test
+//! [`operator::Operator`], who changes the catalog's membership through [`members::Members`]; the client process of the reference design ([`process`]) and its test
 //! cases ([`cases`]) are made of these two. The load generator ([`mod@bench`]) has connections of
 //! its own, which cost less.
 
@@ -24,6 +24,7 @@ mod upstream;
 pub mod register;
 pub mod upgrade;
 
+pub mod members;
 pub mod operator;
 pub mod store;
 

@@ -6,8 +6,9 @@
 //! them becomes a [`Problem`], the one error that clients see. In the catalog it ends as a
 //! [`command::Command`] in the log, and comes back as an [`command::Outcome`].
 //!
-//! Around that: how servers make themselves known ([`registration`]), how two servers talk over
-//! a connection of their own ([`frame`]), how the leader keeps caches fresh ([`invalidation`]),
+//! Around that: how servers make themselves known ([`registration`]), which replicas belong to the
+//! cluster ([`members`]), how two servers talk over a connection of their own ([`frame`]), how the
+//! leader keeps caches fresh ([`invalidation`]),
 //! what every server counts ([`metrics`]), and the environment that every server takes its clock,
 //! randomness, network, files and threads from ([`mod@env`]), so that the simulator runs the very
 //! same code.
@@ -28,6 +29,7 @@ pub mod command;
 
 pub mod frame;
 pub mod invalidation;
+pub mod members;
 pub mod registration;
 
 #[cfg(feature = "planted-bugs")]

@@ -26,6 +26,11 @@ macro_rules! codes {
                 match self { $(Code::$variant => StatusCode::$status,)* }
             }
 
+            /// Whether the same request may succeed a little later.
+            pub fn may_pass(self) -> bool {
+                matches!(self, Code::Unavailable | Code::OutcomeUnknown | Code::TooManyRequests)
+            }
+
             fn title(self) -> &'static str {
                 match self { $(Code::$variant => $title,)* }
             }
@@ -66,6 +71,8 @@ codes! {
     ItemExists = "item_exists", CONFLICT, "Item exists";
     /// An import that cannot be done, or not now.
     ImportRefused = "import_refused", CONFLICT, "Import refused";
+    /// A change of the membership that cannot be done as things are.
+    MembershipRefused = "membership_refused", CONFLICT, "Membership refused";
     /// A body over `max_body_bytes`.
     BodyTooLarge = "body_too_large", PAYLOAD_TOO_LARGE, "Body too large";
     /// A body of another type than JSON.

@@ -163,4 +163,23 @@ pub struct CatalogStatus {
     pub orders: u64,
     /// Front ends with an open invalidation stream, if it leads.
     pub front_ends: Vec<String>,
+    /// The replicas of the cluster, as far as this one knows.
+    #[serde(default)]
+    pub members: Vec<MemberStatus>,
+}
+
+/// A replica of the cluster, in [`CatalogStatus`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MemberStatus {
+    /// Its Raft id.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// Its base URL.
+    pub url: String,
+    /// Whether it counts for a majority; one that does not is only catching up.
+    pub voter: bool,
+    /// Whether it has answered the leader lately. Only the leader knows.
+    pub answers: bool,
 }

@@ -321,6 +321,33 @@ pub(crate) enum AdminCommand {
     Status,
     /// Show the servers that the balancers know
     Servers,
+    /// Make a new, running replica of the catalog a member of the cluster
+    ///
+    /// It is in the configuration that it was started with, and in the one that is given here. It
+    /// catches up first, while the store goes on.
+    AddReplica {
+        /// The server's name
+        name: String,
+    },
+    /// Take a replica out of the cluster, also one that is lost for good
+    RemoveReplica {
+        /// The server's name
+        name: String,
+    },
+    /// Put a new, running replica in the place of another, in one step
+    ///
+    /// A replica whose disk was lost needs no command: started again, it takes its place by itself.
+    ReplaceReplica {
+        /// The server that goes
+        old: String,
+        /// The server that comes
+        new: String,
+    },
+    /// Make a replica the leader
+    TransferLeader {
+        /// The server's name
+        name: String,
+    },
     Import(ImportArgs),
     Export(ExportArgs),
     /// Set how many copies of an item there are

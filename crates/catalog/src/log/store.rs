@@ -22,7 +22,10 @@ use super::{
     table::{LogFigures, Shared},
     writer::{Done, Job},
 };
-use crate::raft::{Entry, LogId, TypeConfig, Vote};
+use crate::{
+    identity::remove_files,
+    raft::{Entry, LogId, TypeConfig, Vote},
+};
 
 /// What one read for replication gives at most, in bytes of payload: one AppendEntries. Small
 /// enough not to hold up a heartbeat on a slow link, large enough to catch up at full speed.
@@ -39,6 +42,11 @@ impl LogStore {
     /// Whether there is a log in `dir`, whole or not.
     pub(crate) fn exists(env: &Env, dir: &Path) -> io::Result<bool> {
         env.files.exists(&dir.join(hard_state::NAME))
+    }
+
+    /// Removes the log in `dir`, if there is one.
+    pub(crate) fn remove(env: &Env, dir: &Path) -> io::Result<()> {
+        remove_files(&*env.files, dir, |_| true)
     }
 
     /// Opens the log in `dir`, or makes a new one, and starts its worker. Blocks: for use at the

@@ -37,6 +37,20 @@ pub(super) fn clean_up(path: &Path) -> Result<(), StateError> {
     remove_if_there(&beside(path, ".new"))
 }
 
+/// Removes the database at `path` and all that belongs to it, durably.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    let remove_all = || {
+        for suffix in ["", "-wal", "-shm", ".new"] {
+            remove_if_there(&beside(path, suffix))?;
+        }
+        match path.parent().is_some_and(Path::exists) {
+            true => sync_parent(path),
+            false => Ok(()),
+        }
+    };
+    remove_all().map_err(io::Error::from)
+}
+
 /// Loads `file` into a new database beside the one at `path`, complete and durable.
 pub(super) fn load(
     file: &SnapshotFile,

@@ -199,6 +199,11 @@ fn name(n: usize) -> String {
     }
 }
 
+/// Whether a file of that name is one of the text log.
+pub(super) fn is_one(name: &str) -> bool {
+    name.starts_with("requests.") && name.ends_with("txt")
+}
+
 /// Drops the newest file and makes each older one a step newer.
 fn step_back(files: &dyn Files, dir: &Path) -> io::Result<()> {
     files.remove(&dir.join(name(0)))?;

@@ -47,7 +47,7 @@ impl Writer {
         hook: Arc<dyn AppliedHook>,
         snapshots: SnapshotStore,
     ) -> Result<Writer, StateError> {
-        let path = env.files.database_path(&dir.join("catalog.db"));
+        let path = database(env, dir);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(StateError::io("create", parent))?;
         }
@@ -156,6 +156,11 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// Where SQLite has the state of `dir`.
+pub(super) fn database(env: &Env, dir: &Path) -> PathBuf {
+    env.files.database_path(&dir.join("catalog.db"))
 }
 
 fn open_keys(db: &Connection, config: &StateConfig, path: &Path) -> Result<KeyIndex, StateError> {

@@ -1,6 +1,7 @@
 //! What operators do: `pygmy admin`.
 
 mod items;
+mod members;
 mod status;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use pygmy_client::{
 };
 use pygmy_protocol::{Code, Env, http::Secret, item::Item, registration::Role};
 
+use self::members::Change;
 use crate::{
     books::books,
     cli::{AdminArgs, AdminCommand, OperatorArgs},
@@ -81,6 +83,18 @@ pub(crate) fn run(args: &AdminArgs) -> anyhow::Result<()> {
         AdminCommand::Bootstrap { books } => bootstrap(&env, &cluster, books, args.json),
         AdminCommand::Status => status::status(&env, &cluster, args.json),
         AdminCommand::Servers => status::servers(&env, &cluster, args.json),
+        AdminCommand::AddReplica { ref name } => {
+            members::run(&env, &cluster, Change::Add(name), args.json)
+        }
+        AdminCommand::RemoveReplica { ref name } => {
+            members::run(&env, &cluster, Change::Remove(name), args.json)
+        }
+        AdminCommand::ReplaceReplica { ref old, ref new } => {
+            members::run(&env, &cluster, Change::Replace { old, new }, args.json)
+        }
+        AdminCommand::TransferLeader { ref name } => {
+            members::run(&env, &cluster, Change::Lead(name), args.json)
+        }
         AdminCommand::SetStock { item, stock } => {
             let item = block_on(&env, cluster.operator(&env)?.set_stock(item, stock))??;
             print_change(&cluster, args.json, &item)

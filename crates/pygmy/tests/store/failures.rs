@@ -20,7 +20,11 @@ use tokio::sync::Mutex;
 use crate::harness::{Layout, Store, until};
 
 /// Buyers that buy item 1 with keys of their own until told to stop. Gives what was acknowledged.
-fn keep_buying(store: &Arc<Store>, buyers: usize, stop: &Arc<AtomicBool>) -> Acknowledged {
+pub(crate) fn keep_buying(
+    store: &Arc<Store>,
+    buyers: usize,
+    stop: &Arc<AtomicBool>,
+) -> Acknowledged {
     let orders = Arc::new(Mutex::new(BTreeMap::new()));
     let tasks = (0..buyers)
         .map(|buyer| {
@@ -40,20 +44,20 @@ fn keep_buying(store: &Arc<Store>, buyers: usize, stop: &Arc<AtomicBool>) -> Ack
     Acknowledged { orders, tasks }
 }
 
-struct Acknowledged {
+pub(crate) struct Acknowledged {
     orders: Arc<Mutex<BTreeMap<String, Order>>>,
     tasks: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Acknowledged {
     /// Waits until `more` further orders were acknowledged.
-    async fn more(&self, more: usize) {
+    pub(crate) async fn more(&self, more: usize) {
         let enough = self.orders.lock().await.len() + more;
         until("buys go on", async || (self.orders.lock().await.len() >= enough).then_some(()))
             .await;
     }
 
-    async fn finish(self) -> BTreeMap<String, Order> {
+    pub(crate) async fn finish(self) -> BTreeMap<String, Order> {
         for task in self.tasks {
             task.await.unwrap();
         }
@@ -62,7 +66,7 @@ impl Acknowledged {
 }
 
 /// Every acknowledged order is there, once, and the stock adds up.
-async fn nothing_is_lost(store: &Store, acknowledged: &BTreeMap<String, Order>) {
+pub(crate) async fn nothing_is_lost(store: &Store, acknowledged: &BTreeMap<String, Order>) {
     for (key, order) in acknowledged {
         let found = until("the order is found", async || {
             let target = format!("/orders/{}", order.order_number);
@@ -84,7 +88,7 @@ async fn nothing_is_lost(store: &Store, acknowledged: &BTreeMap<String, Order>) 
 }
 
 /// Takes the store back from the buyers, who have ended.
-fn alone(store: Arc<Store>) -> Store {
+pub(crate) fn alone(store: Arc<Store>) -> Store {
     Arc::into_inner(store).expect("the buyers have ended")
 }
 

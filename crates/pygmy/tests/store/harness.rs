@@ -148,6 +148,40 @@ impl Store {
         self.dir().join(name)
     }
 
+    /// Another server in the configuration. Those that run do not know of it.
+    pub(crate) fn configure_catalog(&mut self, name: &str) {
+        let listen = format!("127.0.0.1:{}", free_ports(&self.env, 1));
+        let entry =
+            format!("\n[[server]]\nname = \"{name}\"\nrole = \"catalog\"\nlisten = \"{listen}\"\n");
+        let text = fs::read_to_string(self.config()).unwrap() + &entry;
+        fs::write(self.config(), text).unwrap();
+        let server = Server { role: "catalog", url: format!("http://{listen}"), child: None };
+        self.servers.insert(name.to_owned(), server);
+    }
+
+    /// A server that has ended for good.
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.servers.remove(name);
+    }
+
+    /// Runs `pygmy admin` with these arguments.
+    pub(crate) fn admin(&self, arguments: &[&str]) -> std::process::Output {
+        Command::new(PYGMY)
+            .arg("admin")
+            .args(arguments)
+            .arg("--config")
+            .arg(self.config())
+            .output()
+            .unwrap()
+    }
+
+    /// Waits until a server that cannot go on has ended, and gives its exit code.
+    pub(crate) async fn ended(&mut self, name: &str) -> Option<i32> {
+        let child = self.servers.get_mut(name).unwrap().child.take().expect("it runs");
+        let child = std::cell::RefCell::new(child);
+        until("the server ends", async || child.borrow_mut().try_wait().unwrap()).await.code()
+    }
+
     /// Starts one server as the demo would.
     pub(crate) fn spawn(&mut self, name: &str) {
         let role = self.servers[name].role;

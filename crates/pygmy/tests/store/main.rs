@@ -15,6 +15,8 @@ mod command_line;
 mod demo;
 mod failures;
 mod items;
+mod membership;
 mod metrics;
 mod overload;
+mod rejoin;
 mod selling;
