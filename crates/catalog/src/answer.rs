@@ -50,9 +50,10 @@ impl Answering for Answers {
             Message::SnapshotBegin { .. } | Message::SnapshotChunk(_) | Message::SnapshotEnd => {
                 Box::pin(async move { answer_snapshot(&shared, &incoming, message).await })
             }
-            Message::Forward { .. } | Message::ReadIndex | Message::AwaitReleased { .. } => {
-                Box::pin(async move { answer_follower(&shared, message).await })
-            }
+            Message::Forward { .. }
+            | Message::ReadIndex
+            | Message::AwaitReleased { .. }
+            | Message::Room => Box::pin(async move { answer_follower(&shared, message).await }),
             Message::Append(_)
             | Message::Vote(_)
             | Message::PreVote(_)
@@ -66,6 +67,9 @@ impl Answering for Answers {
 async fn answer_raft(shared: &Shared, message: Message) -> Reply {
     let raft = &shared.raft;
     let reply = match message {
+        Message::Append(request) if !shared.room.takes(&request.entries) => {
+            return Reply::Failed("there is no room for more entries".to_owned());
+        }
         Message::Append(request) => raft.append_entries(request).await.map(Reply::Append),
         Message::Vote(request) => raft.vote(request).await.map(Reply::Vote),
         Message::PreVote(request) => raft.pre_vote(request).await.map(Reply::Vote),
@@ -85,6 +89,7 @@ async fn answer_follower(shared: &Shared, message: Message) -> Reply {
             match shared.queue.write_forwarded(requests, deadline).await {
                 Ok(outcomes) => Reply::Outcomes(outcomes),
                 Err(WriteError::NotDone(_)) => Reply::NotLeader,
+                Err(WriteError::Refused(why)) => Reply::Refused(why),
                 Err(WriteError::Unknown(why)) => Reply::Unknown(why),
             }
         }
@@ -105,6 +110,7 @@ async fn answer_follower(shared: &Shared, message: Message) -> Reply {
                 Err(error) => Reply::Failed(error.to_string()),
             }
         }
+        Message::Room => Reply::Room { is_short: shared.room.is_short() },
         _ => Reply::NotLeader,
     }
 }
@@ -143,7 +149,7 @@ async fn answer_snapshot(
 enum TransferError {
     #[error("{0}")]
     OutOfOrder(&'static str),
-    #[error("it has {bytes} bytes, and there is room for {room}")]
+    #[error("it has {bytes} bytes, and {room} are free: it takes twice as many and min_free_bytes")]
     NoRoom { bytes: u64, room: u64 },
     #[error("it has {bytes} bytes, and {received} came")]
     Length { bytes: u64, received: u64 },
@@ -160,7 +166,8 @@ fn begin(
     bytes: u64,
 ) -> Result<Incoming, TransferError> {
     let room = shared.env.files.free_bytes(&shared.dir)?;
-    if room < bytes {
+    // Twice: the file, and the database that it becomes.
+    if room < (2 * bytes).saturating_add(shared.settings.min_free_bytes) {
         return Err(TransferError::NoRoom { bytes, room });
     }
     tracing::info!(%meta, bytes, "receiving a snapshot");

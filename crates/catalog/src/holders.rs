@@ -52,6 +52,7 @@ pub(crate) async fn remove_lapsed(
 
 /// Proposes `command` here, and nowhere else.
 async fn change(shared: &Shared, command: Command) -> Result<Outcome, String> {
+    shared.room.check()?;
     let key = IdempotencyKey::random(&shared.env);
     let requests = vec![Request { key, command }];
     let batch = Batch { time_ms: shared.env.wall_ms(), requests };

@@ -14,7 +14,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use pygmy_protocol::env::{Env, Files, LockGuard};
+use pygmy_protocol::{
+    env::{Env, Files, LockGuard},
+    planted,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{log::LogStore, replica::LOG_DIR, state::StateMachine};
@@ -134,7 +137,10 @@ impl DataDir {
             Some(id) => Ok(id),
             None if holds_data => Err(damaged("its identity is gone")),
             None => {
-                let id = 1 + env.random.below(ID_BOUND - 1);
+                let mut id = 1 + env.random.below(ID_BOUND - 1);
+                if planted!(LostDiskKeepsIdentity) {
+                    id = 1 + xxhash_rust::xxh3::xxh3_64(self.name.as_bytes()) % (ID_BOUND - 1);
+                }
                 let identity = Identity { format: FORMAT, name: self.name.clone(), id };
                 serde_json::to_vec(&identity)
                     .map_err(io::Error::from)

@@ -77,6 +77,8 @@ pub(crate) fn register(shared: &Arc<Shared>, metrics: &Metrics) {
     let help = "Front ends that hear of changes, on the leader";
     register("leases", "Front ends that hold a lease; 0 on followers", |s| s.gate.leases() as u64);
     register("sessions", help, |s| s.gate.front_ends().len() as u64);
+    let help = "Free bytes on the disk of the data directory";
+    register("disk_free_bytes", help, |s| s.room.free_bytes());
     register("orders", "Orders in the database", |s| s.status().orders);
     register("items", "Items in the catalog", |s| s.reader.status().items);
 }

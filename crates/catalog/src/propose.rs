@@ -43,6 +43,9 @@ pub(crate) enum WriteError {
     /// Certainly not done.
     #[error("{0}")]
     NotDone(String),
+    /// Certainly not done, and will not be for a while.
+    #[error("{0}")]
+    Refused(String),
     /// May have been done.
     #[error("{0}")]
     Unknown(String),
@@ -52,6 +55,7 @@ impl From<WriteError> for Problem {
     fn from(error: WriteError) -> Problem {
         match error {
             WriteError::NotDone(why) => Problem::unavailable(format!("not done: {why}; try again")),
+            WriteError::Refused(why) => Problem::unavailable(format!("not done: {why}")),
             WriteError::Unknown(why) => Problem::outcome_unknown(format!(
                 "may have been done: {why}; ask again with the same key"
             )),
@@ -181,6 +185,8 @@ pub(crate) async fn run_batches(shared: Arc<Shared>, mut queue: mpsc::Receiver<W
 pub(crate) enum Attempt {
     Done(Vec<Outcome>),
     NotDone(String),
+    /// Not done, and not tried again.
+    Refused(String),
     Unknown(String),
 }
 
@@ -204,6 +210,7 @@ async fn submit(shared: &Shared, mut batch: Vec<Waiting>) {
             Attempt::Done(_) => maybe_done = Some("the leader gave too few outcomes".to_owned()),
             Attempt::Unknown(why) => maybe_done = Some(why),
             Attempt::NotDone(why) => reason = why,
+            Attempt::Refused(why) => return refuse(batch, &why, maybe_done.as_deref()),
         }
         shared.env.sleep(RETRY_PAUSE).await;
     }
@@ -225,6 +232,16 @@ fn give_up(
         }));
     }
     live
+}
+
+/// Tells all what the leader said. An earlier attempt may still be done.
+fn refuse(batch: Vec<Waiting>, why: &str, maybe_done: Option<&str>) {
+    for waiting in batch {
+        let _ = waiting.reply.send(Err(match maybe_done {
+            Some(why) => WriteError::Unknown(why.to_owned()),
+            None => WriteError::Refused(why.to_owned()),
+        }));
+    }
 }
 
 fn answer(batch: Vec<Waiting>, outcomes: Vec<Outcome>, maybe_done: Option<&str>) {
@@ -282,6 +299,7 @@ async fn forward(
         Ok(Reply::Outcomes(outcomes)) => Attempt::Done(outcomes),
         Ok(Reply::NotLeader) => Attempt::NotDone(format!("{} does not lead any more", leader.name)),
         Ok(Reply::Unknown(why)) => Attempt::Unknown(why),
+        Ok(Reply::Refused(why)) => Attempt::Refused(why),
         Ok(_) => Attempt::Unknown(format!("{} gave a strange reply", leader.name)),
         Err(LinkError::NotSent(why)) => Attempt::NotDone(why),
         Err(LinkError::NoReply(why)) => Attempt::Unknown(why),
@@ -291,6 +309,9 @@ async fn forward(
 /// Proposes `requests` as one log entry, as the leader, and waits until it is applied and
 /// released.
 pub(crate) async fn propose(shared: &Shared, requests: Vec<Request>, limit: Duration) -> Attempt {
+    if let Err(why) = shared.room.check() {
+        return Attempt::Refused(why);
+    }
     let begun = shared.env.now();
     shared.measures.batch_requests.observe(requests.len() as u64);
     let entry = Batch { time_ms: shared.env.wall_ms(), requests };

@@ -37,6 +37,7 @@ use crate::{
     rejoin::open_or_rejoin,
     release::Gate,
     retire::hand_over,
+    room::{Room, watch_room},
     state::{
         AppliedHook, Changed, Holders, KeyIndexConfig, Reader, SnapshotStore, StateConfig,
         StateError, StateMachine,
@@ -72,6 +73,7 @@ pub(crate) struct Shared {
     pub(crate) queue: Queue,
     pub(crate) rounds: Rounds,
     pub(crate) measures: Measures,
+    pub(crate) room: Room,
     /// Held while the membership is changed.
     pub(crate) member_changes: tokio::sync::Mutex<()>,
     /// Does checks of whole files, one after the other.
@@ -147,6 +149,8 @@ pub(crate) async fn start(
     let Config { server, dir, replicas, lease_ms, settings, .. } = config;
     let snapshots = machine.snapshots();
     let measures = Measures::new(machine.snapshot_times());
+    let rejected = server.metrics.rejections("min_free_bytes");
+    let room = Room::new(env, dir.clone(), settings.min_free_bytes, rejected);
     let network = PeerNetwork { env: env.clone(), id, secret: server.secret.clone() };
     let raft_config = Arc::new(settings.raft().validate().map_err(fatal)?);
     let raft = CatalogRaft::new(id, raft_config, network, log.clone(), machine);
@@ -181,6 +185,7 @@ pub(crate) async fn start(
         queue,
         rounds,
         measures,
+        room,
         member_changes: tokio::sync::Mutex::default(),
         checks,
         _dir: data_dir,
@@ -199,6 +204,7 @@ pub(crate) async fn start(
         env.spawn(compact_log(Arc::clone(&shared), shutdown.clone())),
         env.spawn(remove_lapsed(Arc::clone(&shared), shutdown.clone())),
         env.spawn(hand_over(Arc::clone(&shared), shutdown.clone())),
+        env.spawn(watch_room(Arc::clone(&shared), shutdown.clone())),
         env.spawn(join_cluster(Arc::clone(&shared), shutdown.clone())),
     ];
     Ok(Started { shared, readiness, tasks, background })

@@ -53,6 +53,10 @@ bugs! {
         "A vote is kept in memory only.";
     TailRepairCutsCommitted, "tail-repair-cuts-committed", breaks 1:
         "Cutting a torn tail off the log takes one good record with it.";
+    DamageTakenForTornTail, "damage-taken-for-torn-tail", breaks 1:
+        "Whatever is damaged in the newest segment of the log is cut off like a torn tail.";
+    LostDiskKeepsIdentity, "lost-disk-keeps-identity", breaks 1:
+        "A replica whose disk was lost votes on under its old id.";
     StockCheckedBefore, "stock-checked-before", breaks 2:
         "The stock is checked when a buy arrives, and not when it is applied.";
     KeyNotStored, "key-not-stored", breaks 3:

@@ -17,6 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::{
     clock::{HostClock, WorldTime},
     host::HostTasks,
+    losses::Loss,
     network::{HostNetwork, Wires},
     rng::Rng,
     trace::note,
@@ -335,9 +336,31 @@ impl Cluster {
         }
     }
 
+    /// Leaves so many bytes free on the disk of a machine.
+    pub(crate) fn fill_disk(&self, index: usize, free_bytes: u64) {
+        let disk = &self.machines[index].disk;
+        disk.set_room(disk.used_bytes() + free_bytes);
+    }
+
+    /// Makes room on all disks.
+    pub(crate) fn make_room(&self) {
+        self.machines.iter().for_each(|machine| machine.disk.set_room(u64::MAX));
+    }
+
     /// Whether the disk of a machine is broken.
     pub(crate) fn is_broken(&self, index: usize) -> bool {
         self.machines[index].is_broken
+    }
+
+    /// Takes the disk of a machine whose server does not run, or a part of it.
+    pub(crate) fn lose_disk(&mut self, index: usize) -> io::Result<()> {
+        let Machine { dir, disk, rng, .. } = &self.machines[index];
+        let loss = Loss::draw(rng, disk);
+        loss.strike(rng, disk);
+        if loss == Loss::Everything {
+            remove_database(dir)?;
+        }
+        Ok(())
     }
 
     /// Takes note of what SQLite has committed, as a state that a power loss may take it back to.
@@ -374,6 +397,16 @@ impl Machine {
     }
 }
 
+fn remove_database(dir: &Path) -> io::Result<()> {
+    for name in [MAIN, LOG, SHARED] {
+        match fs::remove_file(dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 impl Database {
     fn read(dir: &Path) -> io::Result<Database> {
         let main = fs::read(dir.join(MAIN))?;
@@ -387,12 +420,7 @@ impl Database {
     /// Writes new files, because a router of the dead server may hold connections to the old
     /// ones: the tiers of one process call one another in a circle, which only its end breaks.
     fn write(&self, dir: &Path) -> io::Result<()> {
-        for name in [MAIN, LOG, SHARED] {
-            match fs::remove_file(dir.join(name)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
+        remove_database(dir)?;
         fs::write(dir.join(MAIN), &self.main)?;
         fs::write(dir.join(LOG), &self.log)
     }
@@ -412,5 +440,6 @@ log_cache_bytes = 16384
 snapshot_log_entries = 120
 log_entries_kept = 10
 key_run_orders = 8
+min_free_bytes = 1048576
 
 ";

@@ -11,6 +11,7 @@ use pygmy_protocol::{Env, env::Random};
 
 use crate::{
     cluster::{Cluster, Crash},
+    losses::Lost,
     rng::Rng,
     trace::note,
 };
@@ -48,6 +49,10 @@ pub(crate) enum Fault {
     SlowDisk,
     /// Every fsync of a machine fails.
     FailSync,
+    /// A disk is nearly full.
+    FullDisk,
+    /// The disk of a replica is lost, or a part of it.
+    LoseDisk,
     /// A wall clock is set forward or back by an hour.
     ClockJump,
 }
@@ -64,7 +69,16 @@ impl Fault {
                 matches!(self, Isolate | Split | CutPair | CutOneWay | Flap | Break | Stall | Slow)
             }
             Scenario::Disks => {
-                matches!(self, PowerLoss | PowerLossOfAll | DieWriting | SlowDisk | FailSync)
+                matches!(
+                    self,
+                    PowerLoss
+                        | PowerLossOfAll
+                        | DieWriting
+                        | SlowDisk
+                        | FailSync
+                        | FullDisk
+                        | LoseDisk
+                )
             }
             Scenario::Pauses => matches!(self, Pause | ClockJump),
         }
@@ -99,6 +113,7 @@ pub(crate) struct Faults {
     left: u64,
     /// Machines that are paused.
     paused: Vec<usize>,
+    lost: Lost,
 }
 
 /// A replica that dies while it writes has this many calls to its disk left, at most: those of
@@ -122,7 +137,15 @@ impl Faults {
         let most = if kinds.is_empty() { 0 } else { FAULTS_MAX };
         let left = most.min(limit.unwrap_or(most));
         note(format_args!("faults {kinds:?}, up to {gap_ms_max} ms apart"));
-        Faults { rng, env: env.clone(), kinds, gap_ms_max, left, paused: Vec::new() }
+        Faults {
+            rng,
+            env: env.clone(),
+            kinds,
+            gap_ms_max,
+            left,
+            paused: Vec::new(),
+            lost: Lost::default(),
+        }
     }
 
     /// Time to the next change.
@@ -186,6 +209,12 @@ impl Faults {
                 cluster.set_disk_delay(one, *self.rng.pick(&[10_000, 100_000, 1_000_000]));
             }
             Fault::FailSync => cluster.fail_syncs(one),
+            // Too little for one segment of the log, or about as much as is kept free.
+            Fault::FullDisk => {
+                let most = *self.rng.pick(&[1 << 16, 1 << 21]);
+                cluster.fill_disk(one, self.rng.below(most));
+            }
+            Fault::LoseDisk => self.lose_disk(cluster).await?,
             Fault::ClockJump => {
                 let hour = 3_600_000;
                 cluster.machines[one].clock.jump(if self.rng.percent(50) { hour } else { -hour });
@@ -196,6 +225,34 @@ impl Faults {
 
     fn any(&self, cluster: &Cluster) -> usize {
         self.rng.below(cluster.machines.len() as u64) as usize
+    }
+
+    /// The process ends at any point, and so does what its disk held.
+    async fn lose_disk(&mut self, cluster: &mut Cluster) -> io::Result<()> {
+        let replica = *self.rng.pick(&cluster.replicas());
+        let Some(members) = self.lost.all_are_well(&self.env, cluster).await else { return Ok(()) };
+        self.lost.note(&members, cluster.machines[replica].name);
+        self.crash(cluster, replica, Crash::Process).await?;
+        cluster.lose_disk(replica)?;
+        if self.rng.percent(50) {
+            cluster.start(replica);
+        }
+        Ok(())
+    }
+
+    /// Whether every replica whose disk was lost has its place again.
+    pub(crate) async fn lost_are_back(&self, cluster: &Cluster) -> bool {
+        self.lost.is_empty() || self.lost.all_are_well(&self.env, cluster).await.is_some()
+    }
+
+    /// Starts servers that have ended by themselves.
+    pub(crate) async fn restart_ended(&self, cluster: &mut Cluster) -> io::Result<()> {
+        for index in 0..cluster.machines.len() {
+            if !cluster.is_up(index) {
+                restart(cluster, index).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Replicas stop between any two calls to their disks, and soon nothing has power.
@@ -239,6 +296,7 @@ impl Faults {
             1 => {
                 note(format_args!("heal"));
                 cluster.wires.heal();
+                cluster.make_room();
             }
             _ if !down.is_empty() => restart(cluster, *self.rng.pick(&down)).await?,
             _ => {}
@@ -254,6 +312,7 @@ impl Faults {
     ) -> io::Result<()> {
         note(format_args!("all faults end"));
         cluster.wires.heal();
+        cluster.make_room();
         for index in self.paused.drain(..) {
             cluster.pause(index, false);
         }

@@ -23,6 +23,7 @@ mod run;
 mod check;
 mod faults;
 mod load;
+mod losses;
 
 mod cluster;
 

@@ -203,6 +203,7 @@ impl Driver {
 
     /// With all faults over, but a minority down, the store sells again; then all come back.
     async fn live_again(&mut self, faults: &mut Faults) -> Result<(), String> {
+        self.lost_disks_are_back(faults).await?;
         let down = self.minority();
         faults.end_all(&mut self.cluster, &down).await.map_err(|e| e.to_string())?;
         self.count_lives();
@@ -216,6 +217,29 @@ impl Driver {
         .await?;
         faults.end_all(&mut self.cluster, &[]).await.map_err(|e| e.to_string())?;
         self.count_lives();
+        Ok(())
+    }
+
+    /// A replica whose disk was lost counts for nothing until it has its place again: the store can
+    /// do without a minority, and it is one of that.
+    async fn lost_disks_are_back(&mut self, faults: &mut Faults) -> Result<(), String> {
+        if faults.lost_are_back(&self.cluster).await {
+            return Ok(());
+        }
+        faults.end_all(&mut self.cluster, &[]).await.map_err(|e| e.to_string())?;
+        self.count_lives();
+        let end = self.time.elapsed() + RECOVERY;
+        while !faults.lost_are_back(&self.cluster).await {
+            if self.time.elapsed() > end {
+                return Err(format!(
+                    "not alive: waited {RECOVERY:?} in vain until replicas that lost their disks are back"
+                ));
+            }
+            // Without a leader such a replica ends, and whoever watches it starts it again.
+            faults.restart_ended(&mut self.cluster).await.map_err(|e| e.to_string())?;
+            self.count_lives();
+            self.env.sleep(LOOK).await;
+        }
         Ok(())
     }
 

@@ -24,8 +24,7 @@ pub(crate) enum LogError {
     },
     /// Something is damaged or missing that this replica may have acknowledged.
     #[error(
-        "{} is damaged at byte {offset}: {what}; this replica may have acknowledged what is lost, so it must \
-         not vote again: move its data directory away and let it join as a new replica",
+        "{} is damaged at byte {offset}: {what}",
         path.display()
     )]
     Corrupt {

@@ -49,6 +49,8 @@ pub(crate) enum Message {
     ReadIndex,
     /// Answer when the state up to this index may be revealed.
     AwaitReleased { index: u64, deadline_ms: u64 },
+    /// Is there room on your disk?
+    Room,
 }
 
 /// The answer to a [`Message`].
@@ -74,4 +76,10 @@ pub(crate) enum Reply {
     Unknown(String),
     /// The call failed, without any effect that counts.
     Failed(String),
+    /// The leader does none of it, for a reason that whoever asked should hear.
+    Refused(String),
+    /// Whether there is too little room for changes.
+    Room {
+        is_short: bool,
+    },
 }

@@ -16,7 +16,7 @@ pub(crate) enum StateError {
     #[error("the catalog's database failed: {0}")]
     Database(#[from] rusqlite::Error),
     /// A file is not what was written.
-    #[error("{} is damaged: {detail}; rebuild this replica from the others", path.display())]
+    #[error("{} is damaged: {detail}", path.display())]
     Corrupt { path: PathBuf, detail: String },
     /// A file comes from a later version of this program.
     #[error("{} has format {found}, this build reads up to {known}; start a newer version", path.display())]

@@ -129,6 +129,11 @@ impl FakeDisk {
         self.lock().syncs_fail = true;
     }
 
+    /// Bytes that all files have together.
+    pub fn used_bytes(&self) -> u64 {
+        self.lock().used_bytes()
+    }
+
     /// Limits the bytes that all files have together.
     pub fn set_room(&self, bytes: u64) {
         self.lock().room_bytes = Some(bytes);
@@ -142,6 +147,11 @@ impl FakeDisk {
         change(&mut inode.seen);
         inode.unsynced.clear();
         inode.durable = inode.seen.clone();
+    }
+
+    /// All files, in the order of their paths.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.lock().names.keys().cloned().collect()
     }
 
     /// Takes a file away, for good.
@@ -202,10 +212,12 @@ impl Disk {
         self.unsynced_names.push(change);
     }
 
+    fn used_bytes(&self) -> u64 {
+        self.names.values().map(|inode| self.inodes[*inode].seen.len() as u64).sum()
+    }
+
     fn free_bytes(&self) -> u64 {
-        let used: u64 =
-            self.names.values().map(|inode| self.inodes[*inode].seen.len() as u64).sum();
-        self.room_bytes.unwrap_or(u64::MAX).saturating_sub(used)
+        self.room_bytes.unwrap_or(u64::MAX).saturating_sub(self.used_bytes())
     }
 
     /// Makes sure that `inode` can have `len` bytes.

@@ -62,7 +62,17 @@ impl Store {
 
     /// The same with more settings.
     pub(crate) async fn start_with(layout: Layout, settings: &str) -> Store {
+        Store::start_on(layout, settings, |_| {}).await
+    }
+
+    /// The same on what `prepare` has made ready.
+    pub(crate) async fn start_on(
+        layout: Layout,
+        settings: &str,
+        prepare: impl FnOnce(&Store),
+    ) -> Store {
         let mut store = Store::configured(layout, settings);
+        prepare(&store);
         for name in store.names() {
             store.spawn(&name);
         }

@@ -14,6 +14,7 @@ mod caches;
 mod command_line;
 mod demo;
 mod failures;
+mod full_disk;
 mod items;
 mod membership;
 mod metrics;

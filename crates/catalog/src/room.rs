@@ -1,0 +1,197 @@
+//! Room on the disk: a full one refuses writes before it breaks anything.
+//!
+//! The free bytes of the data directory are measured a few times a second. Below `min_free_bytes`
+//! this replica takes nothing new: as the leader it refuses changes, with the reason, and gives the
+//! leadership to a replica that has room, if one answers; as a follower it takes no more log
+//! entries with changes, as if they were lost on the way, so that it falls behind instead of ending.
+//! Reads go on, and so do the small entries that they need, those of Raft itself. What was taken
+//! before fits into what is kept free: it is applied, fsynced and answered. With room again,
+//! everything goes on by itself.
+//!
+//! Caveat: whatever else fills the disk within one look, from `min_free_bytes` to nothing, ends the
+//! replica with an error of the disk; it starts when there is room.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use openraft::EntryPayload;
+use pygmy_protocol::{
+    env::Env,
+    http::{Fatal, Shutdown},
+    metrics::Counter,
+};
+
+use crate::{
+    members,
+    peer::{Message, Reply},
+    raft::Entry,
+    replica::Shared,
+};
+
+/// Between two looks.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Enough room again is so much more than too little, in eighths: it does not change with each
+/// look.
+const EIGHTHS_MORE: u64 = 1;
+/// Longest wait for another replica to say whether it has room.
+const ASK_LIMIT: Duration = Duration::from_millis(500);
+/// Between two tries to find one that has.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
+
+/// What is known of the room on the disk.
+pub(crate) struct Room {
+    env: Env,
+    dir: PathBuf,
+    min_free_bytes: u64,
+    free_bytes: AtomicU64,
+    is_short: AtomicBool,
+    rejected: Counter,
+}
+
+impl Room {
+    /// Looks for the first time.
+    pub(crate) fn new(env: &Env, dir: PathBuf, min_free_bytes: u64, rejected: Counter) -> Room {
+        let room = Room {
+            env: env.clone(),
+            dir,
+            min_free_bytes,
+            free_bytes: AtomicU64::new(0),
+            is_short: AtomicBool::new(false),
+            rejected,
+        };
+        room.look();
+        room
+    }
+
+    /// Free bytes, when they were last looked at.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        self.free_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is too little.
+    pub(crate) fn is_short(&self) -> bool {
+        self.is_short.load(Ordering::Relaxed)
+    }
+
+    /// Refuses a change if there is too little room.
+    ///
+    /// # Errors
+    /// The reason, for whoever wants the change.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if !self.is_short() {
+            return Ok(());
+        }
+        self.rejected.inc();
+        Err(format!(
+            "the disk of the catalog's leader is nearly full: {} bytes are free, {} are needed \
+             (min_free_bytes); make room and it goes on by itself",
+            self.free_bytes(),
+            self.min_free_bytes
+        ))
+    }
+
+    /// Whether these log entries may be taken: those with changes only if there is room.
+    pub(crate) fn takes(&self, entries: &[Entry]) -> bool {
+        let changes = |entry: &Entry| matches!(entry.payload, EntryPayload::Normal(_));
+        !self.is_short() || !entries.iter().any(changes)
+    }
+
+    /// A local file system answers this from memory.
+    fn look(&self) {
+        let free = match self.env.files.free_bytes(&self.dir) {
+            Ok(free) => free,
+            Err(error) => {
+                tracing::warn!(%error, dir = %self.dir.display(), "cannot measure the room on the disk");
+                return;
+            }
+        };
+        self.free_bytes.store(free, Ordering::Relaxed);
+        let was_short = self.is_short();
+        let more = if was_short { self.min_free_bytes / 8 * EIGHTHS_MORE } else { 0 };
+        let is_short = free < self.min_free_bytes.saturating_add(more);
+        self.is_short.store(is_short, Ordering::Relaxed);
+        let dir = self.dir.display();
+        match (was_short, is_short) {
+            (false, true) => {
+                tracing::error!(%dir, free, "too little room: this replica takes no changes")
+            }
+            (true, false) => tracing::info!(%dir, free, "there is room again"),
+            _ => {}
+        }
+    }
+}
+
+/// Looks again and again; a leader without room looks for a replica that has some.
+pub(crate) async fn watch_room(shared: Arc<Shared>, mut shutdown: Shutdown) -> Result<(), Fatal> {
+    let mut asked_at = None;
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.stopped() => return Ok(()),
+            () = shared.env.sleep(LOOK_AGAIN) => shared.room.look(),
+        }
+        let now = shared.env.now();
+        let is_due = asked_at.is_none_or(|at| now.saturating_since(at) >= ASK_AGAIN);
+        if shared.room.is_short() && shared.is_leader() && is_due {
+            asked_at = Some(now);
+            give_way(&shared).await;
+        }
+    }
+}
+
+/// Hands the leadership to a voter that has room.
+async fn give_way(shared: &Shared) {
+    for member in members::statuses(shared) {
+        if member.id == shared.id || !member.voter || !member.answers {
+            continue;
+        }
+        let link = shared.links.to(member.id, &member.url);
+        if let Ok(Reply::Room { is_short: false }) = link.call(Message::Room, ASK_LIMIT).await {
+            tracing::warn!(successor = member.name, "handing over the leadership: it has room");
+            if let Err(error) = shared.raft.trigger().transfer_leader(member.id).await {
+                tracing::warn!(%error, "the leadership cannot be handed over");
+            }
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::Membership;
+    use pygmy_protocol::env::FakeDisk;
+
+    use super::*;
+    use crate::raft::{Batch, log_id};
+
+    #[test]
+    fn too_little_room_refuses_changes_and_nothing_else_until_there_is_more() {
+        let disk = FakeDisk::default();
+        let env = Env { files: Arc::new(disk.clone()), ..Env::production() };
+        disk.set_room(1000);
+        let rejected = Counter::default();
+        let room = Room::new(&env, PathBuf::from("data"), 1000, rejected.clone());
+        let entry = |payload| Entry { log_id: log_id(1, 1), payload };
+        let change = [entry(EntryPayload::Normal(Batch { time_ms: 0, requests: Vec::new() }))];
+        let other =
+            [entry(EntryPayload::Blank), entry(EntryPayload::Membership(Membership::default()))];
+        assert!(room.check().is_ok() && room.takes(&change));
+        disk.set_room(999);
+        room.look();
+        assert!(room.check().unwrap_err().contains("999 bytes are free"));
+        assert_eq!(rejected.get(), 1);
+        assert!(!room.takes(&change) && room.takes(&other) && room.takes(&[]));
+        disk.set_room(1100);
+        room.look();
+        assert!(room.is_short(), "not with each byte");
+        disk.set_room(1125);
+        room.look();
+        assert!(room.check().is_ok() && room.takes(&change));
+    }
+}
