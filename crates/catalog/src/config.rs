@@ -59,6 +59,8 @@ pub struct Settings {
     pub log_segment_bytes: u64,
     /// Decoded log entries kept in memory for followers, in bytes.
     pub log_cache_bytes: usize,
+    /// Between two checks of the whole database, in milliseconds, 1000 to 2,592,000,000 (30 days).
+    pub scrub_interval_ms: u64,
     /// Free bytes on the disk of the data directory below which this replica takes no changes, 1 MiB
     /// to 1 TiB: two segments of the log and what SQLite writes within a second must fit.
     pub min_free_bytes: u64,
@@ -84,6 +86,7 @@ impl Default for Settings {
             log_entries_kept: 1_000,
             log_segment_bytes: 16 * 1024 * 1024,
             log_cache_bytes: 32 * 1024 * 1024,
+            scrub_interval_ms: 24 * 60 * 60 * 1000,
             min_free_bytes: 128 * 1024 * 1024,
             key_run_orders: 131_072,
             requests_log_bytes: 16 * 1024 * 1024,
@@ -114,6 +117,7 @@ impl Settings {
         within("snapshot_log_bytes", self.snapshot_log_bytes, 1024..=u64::MAX)?;
         within("snapshot_log_entries", self.snapshot_log_entries, 1..=u64::MAX)?;
         within("log_segment_bytes", self.log_segment_bytes, 64 * 1024..=1024 * 1024 * 1024)?;
+        within("scrub_interval_ms", self.scrub_interval_ms, 1000..=2_592_000_000)?;
         within("min_free_bytes", self.min_free_bytes, 1 << 20..=1 << 40)?;
         within("key_run_orders", self.key_run_orders, 1..=1024 * 1024)?;
         within("requests_log_bytes", self.requests_log_bytes, 1024..=u64::MAX)?;

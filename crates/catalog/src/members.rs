@@ -9,12 +9,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
 use openraft::{ChangeMembers, Instant, async_runtime::WatchReceiver};
 use pygmy_protocol::{
     Code, Problem,
+    http::{Fatal, Shutdown},
     members::{Candidate, MemberChange, MemberProgress},
     registration::MemberStatus,
 };
@@ -23,6 +25,8 @@ use crate::{raft::Member, replica::Shared};
 
 /// Longest wait for a majority to take one change.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
+/// Between two looks for a change that was not ended.
+const SETTLE_AGAIN: Duration = Duration::from_millis(500);
 /// Between two looks at who has answered.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// A learner that lacks so many log entries or fewer has caught up: the next round of replication
@@ -54,6 +58,28 @@ pub(crate) async fn change(
 
 fn waiting(detail: &str) -> MemberProgress {
     MemberProgress { done: false, detail: detail.to_owned() }
+}
+
+/// As the leader ends changes that another one has begun, or that nobody waits for any more: in
+/// between, both the old and the new voters have to agree to everything.
+pub(crate) async fn settle(shared: Arc<Shared>, mut shutdown: Shutdown) -> Result<(), Fatal> {
+    loop {
+        tokio::select! {
+            biased;
+            () = shutdown.stopped() => return Ok(()),
+            () = shared.env.sleep(SETTLE_AGAIN) => {}
+        }
+        let Ok(_alone) = shared.member_changes.try_lock() else { continue };
+        let known = Known::of(&shared, shared.lease);
+        if !known.leads || !known.is_joint {
+            continue;
+        }
+        tracing::info!("ending a change of the membership that was begun before");
+        let settled = shared.env.timeout(STEP_LIMIT, take(&shared, Step::Settle)).await;
+        if let Ok(Err(why)) = settled {
+            tracing::warn!(why, "the change of the membership is not ended yet");
+        }
+    }
 }
 
 /// The replicas that this one knows, for its status.

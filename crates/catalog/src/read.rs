@@ -154,6 +154,7 @@ async fn attempt<T>(
     env.timeout(left(env), applied).await.map_err(in_time("this replica is behind"))?;
     let read = query(&shared.reader).map_err(|error| {
         tracing::error!(%error, "the database cannot be read");
+        shared.damage.report(&error);
         Trouble::Final(Problem::unavailable(
             "the replica's database cannot be read; ask another replica",
         ))

@@ -22,6 +22,7 @@ use tokio::{
 use crate::{
     Config, ReplicaAddress, Settings,
     compact::compact_log,
+    damage::{Damage, scrub, watch_damage},
     holders::remove_lapsed,
     identity::{DataDir, IdentityError},
     join::join_cluster,
@@ -74,6 +75,7 @@ pub(crate) struct Shared {
     pub(crate) rounds: Rounds,
     pub(crate) measures: Measures,
     pub(crate) room: Room,
+    pub(crate) damage: Arc<Damage>,
     /// Held while the membership is changed.
     pub(crate) member_changes: tokio::sync::Mutex<()>,
     /// Does checks of whole files, one after the other.
@@ -108,24 +110,31 @@ impl Links {
     }
 }
 
-/// The state machine's word to the gate.
-struct ToGate(Arc<Gate>);
+/// The state machine's word to the others.
+struct ToGate {
+    gate: Arc<Gate>,
+    damage: Arc<Damage>,
+}
 
 impl AppliedHook for ToGate {
     fn wants_items(&self) -> bool {
-        self.0.wants_items()
+        self.gate.wants_items()
     }
 
     fn applied(&self, log_id: LogId, changed: Changed) {
-        self.0.applied(log_id, changed);
+        self.gate.applied(log_id, changed);
+    }
+
+    fn damaged(&self, error: &StateError) {
+        self.damage.report(error);
     }
 
     fn holders(&self, holders: Arc<Holders>) {
-        self.0.holders(holders);
+        self.gate.holders(holders);
     }
 
     fn restored(&self, log_id: LogId) {
-        self.0.applied(log_id, vec![CacheKey::All].into());
+        self.gate.applied(log_id, vec![CacheKey::All].into());
     }
 }
 
@@ -144,8 +153,8 @@ pub(crate) async fn start(
     shutdown: &Shutdown,
 ) -> Result<Started, Fatal> {
     check(&config)?;
-    let Data { dir: data_dir, id, log, machine, reader, gate } =
-        open_or_rejoin(&config, env).await?;
+    let data = open_or_rejoin(&config, env).await?;
+    let Data { dir: data_dir, id, log, machine, reader, gate, damage } = data;
     let Config { server, dir, replicas, lease_ms, settings, .. } = config;
     let snapshots = machine.snapshots();
     let measures = Measures::new(machine.snapshot_times());
@@ -186,6 +195,7 @@ pub(crate) async fn start(
         rounds,
         measures,
         room,
+        damage,
         member_changes: tokio::sync::Mutex::default(),
         checks,
         _dir: data_dir,
@@ -197,6 +207,7 @@ pub(crate) async fn start(
         env.spawn(run_rounds(Arc::clone(&shared), reads)),
         env.spawn(follow_raft(Arc::clone(&shared), view, registered.registration)),
         env.spawn(watch_leases(Arc::clone(&shared))),
+        env.spawn(watch_damage(Arc::clone(&shared))),
     ];
     let tasks = vec![
         registered.task,
@@ -204,7 +215,9 @@ pub(crate) async fn start(
         env.spawn(compact_log(Arc::clone(&shared), shutdown.clone())),
         env.spawn(remove_lapsed(Arc::clone(&shared), shutdown.clone())),
         env.spawn(hand_over(Arc::clone(&shared), shutdown.clone())),
+        env.spawn(scrub(Arc::clone(&shared), shutdown.clone())),
         env.spawn(watch_room(Arc::clone(&shared), shutdown.clone())),
+        env.spawn(members::settle(Arc::clone(&shared), shutdown.clone())),
         env.spawn(join_cluster(Arc::clone(&shared), shutdown.clone())),
     ];
     Ok(Started { shared, readiness, tasks, background })
@@ -234,6 +247,7 @@ pub(crate) struct Data {
     machine: StateMachine,
     reader: Reader,
     gate: Arc<Gate>,
+    damage: Arc<Damage>,
 }
 
 /// Why a data directory cannot be opened.
@@ -287,7 +301,8 @@ pub(crate) fn open(config: &Config, env: &Env) -> Result<Data, OpenError> {
     };
     let log = LogStore::open(env, &log_dir, log_config)?;
     let gate = Arc::new(Gate::new(env, Duration::from_millis(*lease_ms), *waits_for_caches));
-    let hook = Arc::new(ToGate(Arc::clone(&gate)));
+    let damage = Arc::new(Damage::new(env, dir));
+    let hook = Arc::new(ToGate { gate: Arc::clone(&gate), damage: Arc::clone(&damage) });
     let state = state_config(settings, &server.name);
     let (machine, reader) = StateMachine::open(env, dir, state, hook)?;
     let holds_data = log.holds_data() || reader.status().applied.is_some();
@@ -297,7 +312,7 @@ pub(crate) fn open(config: &Config, env: &Env) -> Result<Data, OpenError> {
         gate.holders(reader.holders());
         gate.applied(applied, Changed::default());
     }
-    Ok(Data { dir: data_dir, id, log, machine, reader, gate })
+    Ok(Data { dir: data_dir, id, log, machine, reader, gate, damage })
 }
 
 async fn watch_leases(shared: Arc<Shared>) -> Fatal {

@@ -280,6 +280,7 @@ async fn verify(State(shared): Replica, context: RequestContext) -> Result<Respo
         }
         Ok(Some(Err(error))) => {
             tracing::error!(%error, "the database does not add up");
+            shared.damage.report(&error);
             Err(Problem::unavailable(format!("the database does not add up: {error}")))
         }
         Ok(None) | Err(_) => {

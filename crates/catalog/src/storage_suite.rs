@@ -36,6 +36,8 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
 struct Deaf;
 
 impl AppliedHook for Deaf {
+    fn damaged(&self, _error: &crate::state::StateError) {}
+
     fn applied(&self, _: LogId, _: Changed) {}
     fn holders(&self, _: Arc<Holders>) {}
     fn restored(&self, _: LogId) {}

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     error::nonsense,
     hash::Canonical,
-    rows::{sql, whole, wide},
+    rows::{folded, sql, whole, wide},
 };
 use crate::raft::{LogId, Member, SnapshotMeta, StoredMembership};
 
@@ -68,7 +68,7 @@ impl Meta {
     pub(super) fn load(db: &Connection) -> rusqlite::Result<Meta> {
         let mut statement = db.prepare_cached(
             "SELECT applied_term, applied_index, membership, state_hash, orders, items, keys, \
-             lines_index, lines_count, holders FROM meta",
+             lines_index, lines_count, holders, checksum FROM meta",
         )?;
         statement.query_row((), |row| {
             let applied = match row.get::<_, Option<i64>>(0)? {
@@ -77,7 +77,8 @@ impl Meta {
             };
             let membership: SavedMembership =
                 postcard::from_bytes(row.get_ref(2)?.as_blob()?).map_err(nonsense)?;
-            Ok(Meta {
+            let checksum: Option<i64> = row.get(10)?;
+            let meta = Meta {
                 applied,
                 membership: membership.try_into().map_err(nonsense)?,
                 state_hash: wide(row, 3)?,
@@ -89,8 +90,19 @@ impl Meta {
                     [] => Arc::default(),
                     holders => Arc::new(postcard::from_bytes(holders).map_err(nonsense)?),
                 },
-            })
+            };
+            if checksum.is_some_and(|checksum| checksum != meta.checksum()) {
+                return Err(nonsense("the row of the table meta fails its check"));
+            }
+            Ok(meta)
         })
+    }
+
+    /// Of what applying goes on from.
+    fn checksum(&self) -> i64 {
+        let (term, index) = self.applied.map_or((0, 0), saved);
+        let row = Canonical::new("meta").number(term).number(index).wide(self.state_hash);
+        folded(row.number(self.orders).number(self.items).number(self.keys).hash())
     }
 
     /// Writes the row, which exists since the schema was created.
@@ -99,7 +111,8 @@ impl Meta {
             postcard::to_stdvec(&SavedMembership::from(&self.membership)).map_err(nonsense)?;
         let mut statement = db.prepare_cached(
             "UPDATE meta SET applied_term = ?, applied_index = ?, membership = ?, state_hash = ?, \
-             orders = ?, items = ?, keys = ?, lines_index = ?, lines_count = ?, holders = ?",
+             orders = ?, items = ?, keys = ?, lines_index = ?, lines_count = ?, holders = ?, \
+             checksum = ?",
         )?;
         let holders = match self.holders.is_empty() {
             true => Vec::new(),
@@ -116,6 +129,7 @@ impl Meta {
             sql(self.lines.index),
             sql(self.lines.count),
             holders,
+            self.checksum(),
         ])?;
         Ok(())
     }

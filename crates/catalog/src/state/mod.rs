@@ -109,6 +109,9 @@ pub(crate) trait AppliedHook: Send + Sync {
     /// [`Reader::status`] are at this index or beyond by then.
     fn applied(&self, log_id: LogId, changed: Changed);
 
+    /// The database is damaged: `error` says where.
+    fn damaged(&self, error: &StateError);
+
     /// These are the holders of leases as of the entry that comes next: it, or the snapshot that is
     /// installed next, has changed them.
     fn holders(&self, holders: Arc<Holders>);

@@ -13,7 +13,9 @@ use pygmy_protocol::{
 use rusqlite::{Connection, params};
 
 use super::{
-    SnapshotStore, StateError, imports,
+    SnapshotStore, StateError,
+    error::nonsense,
+    imports,
     keys::KeyIndex,
     meta::{Holders, Meta},
     rows::{ItemRow, OrderRow, TableRow, sql, whole},
@@ -130,7 +132,14 @@ impl Reader {
 
     /// One order.
     pub(crate) fn order(&self, number: OrderNumber) -> Result<Read<Option<Order>>, StateError> {
-        self.read(|db| Ok(OrderRow::find_number(db, number)?.map(|row| row.order)))
+        self.read(|db| {
+            let found = OrderRow::find_number(db, number)?;
+            if found.is_none() && (1..=Meta::load(db)?.orders).contains(&number.0) {
+                // They have no gaps.
+                return Err(nonsense(format!("order {number} is missing")).into());
+            }
+            Ok(found.map(|row| row.order))
+        })
     }
 
     /// Where the state machine stands, from memory.

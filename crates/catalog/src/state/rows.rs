@@ -7,7 +7,7 @@ use pygmy_protocol::{
     item::{Item, ItemNumber, MAX_NUMBER},
     order::{Order, OrderNumber},
 };
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params, types::ValueRef};
 use serde::{Deserialize, Serialize};
 
 use super::{error::nonsense, hash::Canonical};
@@ -52,6 +52,11 @@ pub(super) trait TableRow: Sized {
     /// Its part of the state hash.
     fn hash(&self) -> u128;
 
+    /// What is stored beside it, to find out when SQLite gives back something else.
+    fn checksum(&self) -> i64 {
+        folded(self.hash())
+    }
+
     /// The row whose `condition` (on `?1`) holds.
     fn find(
         db: &Connection,
@@ -60,6 +65,30 @@ pub(super) trait TableRow: Sized {
     ) -> rusqlite::Result<Option<Self>> {
         let mut statement = db.prepare_cached(&format!("{} WHERE {condition}", Self::SELECT))?;
         statement.query_row([value], Self::read).optional()
+    }
+}
+
+/// A checksum as SQLite takes it.
+pub(super) fn folded(hash: u128) -> i64 {
+    (hash as u64 ^ (hash >> 64) as u64).cast_signed()
+}
+
+/// Passes `row` on if the checksum in `column` is its own. Rows of before version 4 have none.
+fn checked<R: TableRow>(found: &Row<'_>, column: usize, row: R) -> rusqlite::Result<R> {
+    match found.get::<_, Option<i64>>(column)? {
+        Some(checksum) if checksum != row.checksum() => {
+            Err(nonsense(format!("row {} fails its check", shown(found.get_ref(0)?))))
+        }
+        _ => Ok(row),
+    }
+}
+
+/// A row's number or key, for people.
+fn shown(first: ValueRef<'_>) -> String {
+    match first {
+        ValueRef::Integer(number) => number.to_string(),
+        ValueRef::Text(key) => String::from_utf8_lossy(key).into_owned(),
+        other => format!("{other:?}"),
     }
 }
 
@@ -119,13 +148,15 @@ impl ItemRow {
     /// Writes what can change.
     pub(super) fn update(&self, db: &Connection) -> rusqlite::Result<()> {
         let mut statement = db.prepare_cached(
-            "UPDATE items SET stock = ?, cost = ?, sold = ?, adjusted = ? WHERE item_number = ?",
+            "UPDATE items SET stock = ?, cost = ?, sold = ?, adjusted = ?, checksum = ? \
+             WHERE item_number = ?",
         )?;
         statement.execute(params![
             sql(self.item.stock),
             sql(self.item.cost),
             sql(self.sold),
             self.adjusted,
+            self.checksum(),
             sql(self.item.item_number.get()),
         ])?;
         Ok(())
@@ -133,11 +164,11 @@ impl ItemRow {
 }
 
 impl TableRow for ItemRow {
-    const SELECT: &str = "SELECT item_number, title, topic, stock, cost, initial_stock, sold, adjusted, import \
-         FROM items";
+    const SELECT: &str = "SELECT item_number, title, topic, stock, cost, initial_stock, sold, adjusted, import, \
+         checksum FROM items";
 
     fn read(row: &Row<'_>) -> rusqlite::Result<ItemRow> {
-        Ok(ItemRow {
+        let item = ItemRow {
             item: Item {
                 item_number: item_number(row, 0)?,
                 title: row.get(1)?,
@@ -149,14 +180,15 @@ impl TableRow for ItemRow {
             sold: whole(row, 6)?,
             adjusted: row.get(7)?,
             import: whole(row, 8)?,
-        })
+        };
+        checked(row, 9, item)
     }
 
     fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
         let mut statement = db.prepare_cached(
             "INSERT INTO items \
-             (item_number, title, topic, stock, cost, initial_stock, sold, adjusted, import) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             (item_number, title, topic, stock, cost, initial_stock, sold, adjusted, import, checksum) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?;
         statement.execute(params![
             sql(self.item.item_number.get()),
@@ -168,6 +200,7 @@ impl TableRow for ItemRow {
             sql(self.sold),
             self.adjusted,
             sql(self.import),
+            self.checksum(),
         ])?;
         Ok(())
     }
@@ -232,11 +265,11 @@ impl OrderRow {
 }
 
 impl TableRow for OrderRow {
-    const SELECT: &str = "SELECT order_number, item_number, title, quantity, cost, stock, time_ms, key, fingerprint \
-         FROM orders";
+    const SELECT: &str = "SELECT order_number, item_number, title, quantity, cost, stock, time_ms, key, fingerprint, \
+         checksum FROM orders";
 
     fn read(row: &Row<'_>) -> rusqlite::Result<OrderRow> {
-        Ok(OrderRow {
+        let order = OrderRow {
             order: Order {
                 order_number: OrderNumber(whole(row, 0)?),
                 item_number: item_number(row, 1)?,
@@ -248,14 +281,15 @@ impl TableRow for OrderRow {
             time_ms: whole(row, 6)?,
             key: key(row, 7)?,
             fingerprint: wide(row, 8)?,
-        })
+        };
+        checked(row, 9, order)
     }
 
     fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
         let mut statement = db.prepare_cached(
             "INSERT INTO orders \
-             (order_number, item_number, title, quantity, cost, stock, time_ms, key, fingerprint) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             (order_number, item_number, title, quantity, cost, stock, time_ms, key, fingerprint, \
+              checksum) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )?;
         statement.execute(params![
             sql(self.order.order_number.0),
@@ -267,8 +301,14 @@ impl TableRow for OrderRow {
             sql(self.time_ms),
             self.key.as_str(),
             self.fingerprint.to_le_bytes(),
+            self.checksum(),
         ])?;
         Ok(())
+    }
+
+    /// One hash and not two: it is made for each buy.
+    fn checksum(&self) -> i64 {
+        folded(self.hash_without_key() ^ self.fingerprint)
     }
 
     fn hash(&self) -> u128 {
@@ -305,11 +345,11 @@ impl KeyRow {
 }
 
 impl TableRow for KeyRow {
-    const SELECT: &str = "SELECT key, fingerprint, outcome FROM keys";
+    const SELECT: &str = "SELECT key, fingerprint, outcome, checksum FROM keys";
 
     fn read(row: &Row<'_>) -> rusqlite::Result<KeyRow> {
         let made = Made::Outcome(row.get(2)?);
-        Ok(KeyRow { key: key(row, 0)?, fingerprint: wide(row, 1)?, made })
+        checked(row, 3, KeyRow { key: key(row, 0)?, fingerprint: wide(row, 1)?, made })
     }
 
     fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
@@ -319,9 +359,11 @@ impl TableRow for KeyRow {
                 self.key
             )));
         };
-        let mut statement =
-            db.prepare_cached("INSERT INTO keys (key, fingerprint, outcome) VALUES (?, ?, ?)")?;
-        statement.execute(params![self.key.as_str(), self.fingerprint.to_le_bytes(), outcome])?;
+        let mut statement = db.prepare_cached(
+            "INSERT INTO keys (key, fingerprint, outcome, checksum) VALUES (?, ?, ?, ?)",
+        )?;
+        let (key, fingerprint) = (self.key.as_str(), self.fingerprint.to_le_bytes());
+        statement.execute(params![key, fingerprint, outcome, self.checksum()])?;
         Ok(())
     }
 

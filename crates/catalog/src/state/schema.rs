@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, pa
 use super::{StateError, meta::Meta, rows::sql};
 
 /// Version of the tables below. A file with a higher one is refused.
-const SCHEMA_VERSION: u32 = 3;
+const SCHEMA_VERSION: u32 = 4;
 
 /// How long SQLite waits for a lock. Readers and the writer do not lock each other out; only a
 /// restart of the write-ahead log is ever waited for, and that is short.
@@ -100,6 +100,15 @@ const IMPORTS: &str = "
 /// What version 3 brought: the front-end processes that may hold leases.
 const HOLDERS: &str = "ALTER TABLE meta ADD COLUMN holders BLOB NOT NULL DEFAULT x'';";
 
+/// What version 4 brought: a checksum of each row, as [`super::rows::TableRow::checksum`] says. Rows
+/// of before have none until they are written again.
+const CHECKSUMS: &str = "
+    ALTER TABLE meta ADD COLUMN checksum INTEGER;
+    ALTER TABLE items ADD COLUMN checksum INTEGER;
+    ALTER TABLE orders ADD COLUMN checksum INTEGER;
+    ALTER TABLE keys ADD COLUMN checksum INTEGER;
+";
+
 /// Makes the tables of version 1 those of version 2.
 const FROM_VERSION_1: &str = "
     ALTER TABLE items ADD COLUMN import INTEGER NOT NULL DEFAULT 0;
@@ -119,7 +128,7 @@ const FINGERPRINTS_FROM_VERSION_1: &str = "
     INSERT INTO fingerprints SELECT order_number, fingerprint FROM keys_1
         WHERE order_number IS NOT NULL ORDER BY order_number;
     DROP TABLE keys_1;
-    UPDATE orders SET fingerprint = fingerprints.fingerprint FROM fingerprints
+    UPDATE orders SET fingerprint = fingerprints.fingerprint, checksum = NULL FROM fingerprints
         WHERE +fingerprints.order_number = orders.order_number;
     DROP TABLE fingerprints;
 ";
@@ -162,8 +171,9 @@ pub(super) fn create(db: &Connection) -> rusqlite::Result<()> {
     db.execute_batch(KEYS)?;
     db.execute_batch(IMPORTS)?;
     db.execute_batch(HOLDERS)?;
+    db.execute_batch(CHECKSUMS)?;
     db.execute(
-        "INSERT INTO meta VALUES (1, ?, NULL, NULL, x'', x'', 0, 0, 0, 0, 0, 0, 0, x'')",
+        "INSERT INTO meta VALUES (1, ?, NULL, NULL, x'', x'', 0, 0, 0, 0, 0, 0, 0, x'', NULL)",
         [SCHEMA_VERSION],
     )?;
     Meta::default().store(db)?;
@@ -178,7 +188,7 @@ fn check_version(db: &Connection, path: &Path) -> Result<(), StateError> {
     let found: u32 = db.query_row("SELECT schema_version FROM meta", (), |row| row.get(0))?;
     match found {
         SCHEMA_VERSION => Ok(()),
-        1 | 2 => Ok(migrate(db, found)?),
+        1..SCHEMA_VERSION => Ok(migrate(db, found)?),
         _ => Err(StateError::Newer { path: path.to_owned(), found, known: SCHEMA_VERSION }),
     }
 }
@@ -190,7 +200,12 @@ fn migrate(db: &Connection, version: u32) -> rusqlite::Result<()> {
     if version == 1 {
         migrate_from_1(db)?;
     }
-    db.execute_batch(HOLDERS)?;
+    if version < 3 {
+        db.execute_batch(HOLDERS)?;
+    }
+    if version > 1 {
+        db.execute_batch(CHECKSUMS)?;
+    }
     db.execute("UPDATE meta SET schema_version = ?", [SCHEMA_VERSION])?;
     transaction.commit()
 }
@@ -199,9 +214,11 @@ fn migrate_from_1(db: &Connection) -> rusqlite::Result<()> {
     db.execute_batch(FROM_VERSION_1)?;
     db.execute_batch(KEYS)?;
     db.execute_batch(IMPORTS)?;
+    db.execute_batch(CHECKSUMS)?;
     count_topics(db)?;
     db.execute(
-        "INSERT INTO keys SELECT key, fingerprint, outcome FROM keys_1 WHERE outcome IS NOT NULL",
+        "INSERT INTO keys (key, fingerprint, outcome) \
+         SELECT key, fingerprint, outcome FROM keys_1 WHERE outcome IS NOT NULL",
         (),
     )?;
     db.execute_batch(FINGERPRINTS_FROM_VERSION_1)
@@ -275,6 +292,9 @@ mod tests {
             DROP TABLE topics;
             DROP TABLE imports;
             ALTER TABLE items DROP COLUMN import;
+            ALTER TABLE items DROP COLUMN checksum;
+            ALTER TABLE orders DROP COLUMN checksum;
+            ALTER TABLE meta DROP COLUMN checksum;
             CREATE INDEX items_of_topic ON items (topic, item_number);
             CREATE TABLE topics (topic TEXT PRIMARY KEY, items INTEGER NOT NULL)
                 STRICT, WITHOUT ROWID;
@@ -313,7 +333,12 @@ mod tests {
         replica.close();
         let db = Connection::open(replica.dir.path().join("catalog.db")).unwrap();
         db.execute_batch(
-            "ALTER TABLE meta DROP COLUMN holders; UPDATE meta SET schema_version = 2",
+            "ALTER TABLE items DROP COLUMN checksum;
+             ALTER TABLE orders DROP COLUMN checksum;
+             ALTER TABLE keys DROP COLUMN checksum;
+             ALTER TABLE meta DROP COLUMN checksum;
+             ALTER TABLE meta DROP COLUMN holders;
+             UPDATE meta SET schema_version = 2",
         )
         .unwrap();
         drop(db);

@@ -60,6 +60,8 @@ impl Recorder {
 }
 
 impl AppliedHook for Recorder {
+    fn damaged(&self, _error: &super::StateError) {}
+
     fn applied(&self, log_id: LogId, changed: Changed) {
         self.0.lock().unwrap().push(Heard::Applied(log_id.index, changed.keys));
     }

@@ -137,12 +137,44 @@ impl Found {
 
 #[cfg(test)]
 mod tests {
-    use pygmy_protocol::command::Command;
+    use pygmy_protocol::{command::Command, order::OrderNumber};
 
     use super::{
         super::testing::{Replica, buy, item},
         *,
     };
+
+    #[test]
+    fn a_row_that_changed_by_itself_is_not_read() {
+        for (change, number) in [
+            ("UPDATE items SET title = 'x' WHERE item_number = 1", "row 1 fails"),
+            ("UPDATE items SET stock = stock + 1 WHERE item_number = 1", "row 1 fails"),
+            ("UPDATE items SET item_number = 39 WHERE item_number = 1", "row 39 fails"),
+            ("UPDATE orders SET quantity = 1", "row 1 fails"),
+            ("UPDATE keys SET outcome = x'00' WHERE key = 'stock'", "row stock fails"),
+            ("UPDATE meta SET orders = 2", "meta fails its check"),
+        ] {
+            let mut replica = Replica::stocked();
+            replica.one("k1", buy(1, 2));
+            let db = Connection::open(replica.dir.path().join("catalog.db")).unwrap();
+            assert_eq!(db.execute(change, ()).unwrap(), 1);
+            let error = replica.reader().verify().unwrap_err();
+            let found =
+                matches!(&error, StateError::Corrupt { detail, .. } if detail.contains(number));
+            assert!(found, "{change}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_order_that_is_gone_is_damage_and_not_unknown() {
+        let mut replica = Replica::stocked();
+        replica.one("k1", buy(1, 2));
+        let db = Connection::open(replica.dir.path().join("catalog.db")).unwrap();
+        db.execute("DELETE FROM orders", ()).unwrap();
+        let order = |number| replica.reader().order(OrderNumber(number));
+        assert!(matches!(order(1), Err(StateError::Corrupt { .. })));
+        assert_eq!(order(2).unwrap().value, None);
+    }
 
     #[test]
     fn whatever_is_changed_behind_our_back_is_found() {
@@ -168,6 +200,10 @@ mod tests {
             replica.one("part", staged);
             replica.one("k1", buy(1, 2));
             let db = Connection::open(replica.dir.path().join("catalog.db")).unwrap();
+            for table in ["items", "orders", "keys"] {
+                // By somebody who knows about checksums.
+                db.execute(&format!("UPDATE {table} SET checksum = NULL"), ()).unwrap();
+            }
             assert!(db.execute(change, ()).unwrap() > 0);
             let error = replica.reader().verify().unwrap_err();
             let found = matches!(&error, StateError::Corrupt { detail, .. } if detail.starts_with(complaint));

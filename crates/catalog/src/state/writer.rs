@@ -79,7 +79,8 @@ impl Writer {
         let db = self.db.take().ok_or(StateError::Stopped)?;
         let (meta, lines, applied) =
             commit(&db, &self.meta, &self.shared, entries, self.hook.wants_items())
-                .map_err(|e| e.in_database(&self.path))?;
+                .map_err(|e| e.in_database(&self.path))
+                .inspect_err(|e| self.hook.damaged(e))?;
         self.db = Some(db);
         self.meta = meta;
         self.lines = lines;

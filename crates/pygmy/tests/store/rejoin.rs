@@ -10,6 +10,8 @@ use std::{
     },
 };
 
+use http::{Method, StatusCode};
+
 use crate::{
     failures::{alone, keep_buying, nothing_is_lost},
     harness::{Layout, Store, until},
@@ -120,6 +122,30 @@ async fn whatever_of_a_replica_is_damaged_it_begins_anew_under_another_identity(
         assert!(store.log(&victim).contains("never votes again"), "{what}");
         store.ready().await;
     }
+    store.agreed().await;
+    store.verify().await;
+}
+
+#[tokio::test]
+async fn a_damaged_row_is_never_served_and_its_replica_begins_anew() {
+    let mut store = Store::start(Layout::Tiers).await;
+    store.order(1, "key").await;
+    let victim = follower(&store).await;
+    let old = store.status(&victim).await.unwrap().id;
+    assert_eq!(store.stop(&victim).await, Some(0));
+    let db = rusqlite::Connection::open(store.data(&victim).join("catalog.db")).unwrap();
+    assert_eq!(db.execute("UPDATE items SET stock = 7000 WHERE item_number = 2", ()).unwrap(), 1);
+    drop(db);
+    store.spawn(&victim);
+    store.ready_server(&victim).await;
+    let answer = store.send_to(&store.url(&victim), &store.call(Method::GET, "/query/2")).await;
+    assert!(answer.is_ok_and(|answer| answer.status == StatusCode::SERVICE_UNAVAILABLE));
+    assert_eq!(store.ended(&victim).await, Some(1));
+    let log = store.log(&victim);
+    assert!(log.contains("row 2 fails its check"), "{log}");
+    store.spawn(&victim);
+    has_taken_its_place(&store, &victim, old).await;
+    store.ready().await;
     store.agreed().await;
     store.verify().await;
 }
