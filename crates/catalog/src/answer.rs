@@ -7,7 +7,7 @@ use std::{
 };
 
 use openraft::{errors::RaftError, storage::Snapshot};
-use pygmy_protocol::env::BoxFuture;
+use pygmy_protocol::{env::BoxFuture, planted};
 
 use crate::{
     peer::{Answering, Message, Reply},
@@ -93,7 +93,9 @@ async fn answer_follower(shared: &Shared, message: Message) -> Reply {
                 Err(WriteError::Unknown(why)) => Reply::Unknown(why),
             }
         }
-        Message::ReadIndex if shared.gate.progress().leads.is_some() => {
+        Message::ReadIndex
+            if shared.gate.progress().leads.is_some() || planted!(ReadBeforeOwnEntry) =>
+        {
             match shared.rounds.join().await {
                 Ok(fresh) => Reply::ReadIndex {
                     index: fresh.index,

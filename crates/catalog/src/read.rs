@@ -114,6 +114,10 @@ async fn leader_round(shared: &Shared) -> Result<Fresh, String> {
     let read = ready.read_log_id();
     // It belongs to the leadership that the majority has just confirmed.
     let led_in = Some(read.committed_leader_id().term);
+    if planted!(ReadBeforeOwnEntry) {
+        let Progress { applied: index, released, .. } = shared.gate.progress();
+        return Ok(Fresh { index, released, led_in });
+    }
     Ok(Fresh { index: read.index(), released: shared.gate.progress().released, led_in })
 }
 

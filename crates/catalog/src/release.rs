@@ -137,6 +137,7 @@ impl Gate {
         if let Some(leading) = &mut state.leading
             && leading.established
             && !changed.keys.is_empty()
+            && !(planted!(NewLeaderNoOwnEntry) && term < leading.term)
         {
             leading.invalidate(log_id.index, &changed, now);
         }

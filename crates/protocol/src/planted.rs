@@ -70,7 +70,9 @@ bugs! {
     ReplaySkipsGate, "replay-skips-gate", breaks 4:
         "A replayed answer does not wait for the release of its order.";
     NewLeaderNoOwnEntry, "new-leader-no-own-entry", breaks 4:
-        "A new leader opens sessions and releases before an entry of its own is applied.";
+        "A new leader opens sessions at once, and sends them nothing of what its predecessors did.";
+    ReadBeforeOwnEntry, "read-before-own-entry", breaks 4:
+        "A new leader takes what it has applied for fresh before an entry of its own is applied.";
     FillWithoutFloor, "fill-without-floor", breaks 4:
         "The cache takes an answer that was read before the last invalidation of its key.";
     NewLeaderDoesNotWait, "new-leader-does-not-wait", breaks 4:

@@ -5,6 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use pygmy_protocol::{
@@ -307,6 +308,14 @@ impl Cluster {
     pub(crate) fn set_disk_delay(&self, index: usize, delay_us_max: u64) {
         if let Some(life) = &self.machines[index].life {
             life.workers.set_delay(delay_us_max);
+        }
+    }
+
+    /// Makes a replica slow to apply what is committed, for `how_long`: its log, its votes and its
+    /// reads are as quick as ever.
+    pub(crate) fn slow_apply(&self, index: usize, delay_us_max: u64, how_long: Duration) {
+        if let Some(life) = &self.machines[index].life {
+            life.workers.slow_apply(delay_us_max, how_long);
         }
     }
 

@@ -14,6 +14,7 @@ use crate::{
     losses::Lost,
     rng::Rng,
     trace::note,
+    workers::USUAL_US_MAX,
 };
 
 /// A kind of fault. [`ValueEnum`] lists them all.
@@ -21,6 +22,8 @@ use crate::{
 pub(crate) enum Fault {
     /// kill -9 of one server.
     Kill,
+    /// kill -9 of the replica that leads.
+    KillLeader,
     /// The power of one machine fails.
     PowerLoss,
     /// The power of all machines fails, in the middle of what their disks write.
@@ -47,6 +50,8 @@ pub(crate) enum Fault {
     Slow,
     /// A disk is slow.
     SlowDisk,
+    /// A replica lags: for seconds, what is committed it applies late.
+    SlowApply,
     /// Every fsync of a machine fails.
     FailSync,
     /// A disk is nearly full.
@@ -64,7 +69,9 @@ impl Fault {
         match scenario {
             Scenario::All => true,
             Scenario::Calm => false,
-            Scenario::Crashes => matches!(self, Kill | PowerLoss | PowerLossOfAll | DieWriting),
+            Scenario::Crashes => {
+                matches!(self, Kill | KillLeader | PowerLoss | PowerLossOfAll | DieWriting)
+            }
             Scenario::Network => {
                 matches!(self, Isolate | Split | CutPair | CutOneWay | Flap | Break | Stall | Slow)
             }
@@ -75,6 +82,7 @@ impl Fault {
                         | PowerLossOfAll
                         | DieWriting
                         | SlowDisk
+                        | SlowApply
                         | FailSync
                         | FullDisk
                         | LoseDisk
@@ -153,8 +161,13 @@ impl Faults {
         Duration::from_millis(self.rng.between(20, self.gap_ms_max))
     }
 
-    /// Injects one fault, or ends what earlier ones have left.
-    pub(crate) async fn step(&mut self, cluster: &mut Cluster) -> io::Result<()> {
+    /// Injects one fault, or ends what earlier ones have left. `leader` is the machine that was
+    /// last seen to lead.
+    pub(crate) async fn step(
+        &mut self,
+        cluster: &mut Cluster,
+        leader: Option<usize>,
+    ) -> io::Result<()> {
         cluster.remember_databases()?;
         self.bury(cluster).await?;
         if self.rng.percent(40) || self.left == 0 {
@@ -163,14 +176,22 @@ impl Faults {
         self.left -= 1;
         let fault = *self.rng.pick(&self.kinds);
         note(format_args!("fault {fault:?}"));
-        self.inject(fault, cluster).await
+        self.inject(fault, cluster, leader).await
     }
 
-    async fn inject(&mut self, fault: Fault, cluster: &mut Cluster) -> io::Result<()> {
+    async fn inject(
+        &mut self,
+        fault: Fault,
+        cluster: &mut Cluster,
+        leader: Option<usize>,
+    ) -> io::Result<()> {
         let one = self.any(cluster);
         let (a, b) = (cluster.machines[one].address, cluster.machines[self.any(cluster)].address);
         match fault {
             Fault::Kill => self.crash(cluster, one, Crash::Process).await?,
+            Fault::KillLeader => {
+                self.crash(cluster, leader.unwrap_or(one), Crash::Process).await?;
+            }
             Fault::PowerLoss => self.crash(cluster, one, Crash::Power).await?,
             Fault::PowerLossOfAll => self.lose_all_power(cluster).await?,
             Fault::DieWriting => {
@@ -207,6 +228,13 @@ impl Faults {
             Fault::Slow => cluster.wires.set_delay(*self.rng.pick(&[5_000, 50_000, 200_000])),
             Fault::SlowDisk => {
                 cluster.set_disk_delay(one, *self.rng.pick(&[10_000, 100_000, 1_000_000]));
+            }
+            Fault::SlowApply => {
+                let replica = *self.rng.pick(&cluster.replicas());
+                let how_long = Duration::from_millis(self.rng.between(500, 6_000));
+                let delay_us_max = *self.rng.pick(&[300_000, 3_000_000]);
+                note(format_args!("{} lags", cluster.machines[replica].name));
+                cluster.slow_apply(replica, delay_us_max, how_long);
             }
             Fault::FailSync => cluster.fail_syncs(one),
             // Too little for one segment of the log, or about as much as is kept free.
@@ -317,7 +345,8 @@ impl Faults {
             cluster.pause(index, false);
         }
         for index in 0..cluster.machines.len() {
-            cluster.set_disk_delay(index, 400);
+            cluster.set_disk_delay(index, USUAL_US_MAX);
+            cluster.slow_apply(index, USUAL_US_MAX, Duration::ZERO);
             cluster.spare(index);
             if left_down.contains(&index) {
                 cluster.crash(index, Crash::Process).await?;

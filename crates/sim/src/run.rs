@@ -127,6 +127,8 @@ struct Watch {
     /// Counts the starts of all servers, so that each life has a number.
     lives: BTreeMap<&'static str, u64>,
     violation: Option<String>,
+    /// The highest term in which a machine was seen to lead, and its number.
+    leader: Option<(u64, usize)>,
 }
 
 impl Driver {
@@ -194,7 +196,8 @@ impl Driver {
         let end = self.time.elapsed() + STORM;
         while self.time.elapsed() < end {
             self.env.sleep(faults.gap()).await;
-            faults.step(&mut self.cluster).await.map_err(|e| e.to_string())?;
+            let leader = lock(&self.replicas).leader.map(|(_, leader)| leader);
+            faults.step(&mut self.cluster, leader).await.map_err(|e| e.to_string())?;
             self.count_lives();
             self.no_violation()?;
         }
@@ -319,8 +322,10 @@ impl Driver {
         let with_replica =
             self.cluster.machines.iter().filter(|m| matches!(m.role, "catalog" | "all"));
         let names: Vec<_> = with_replica.map(|machine| machine.name).collect();
+        let machines = self.cluster.replicas();
         for (number, (name, url)) in names.into_iter().zip(self.cluster.urls("catalog")).enumerate()
         {
+            let machine = machines[number];
             let (env, secret, watch) =
                 (self.env.clone(), self.secret.clone(), Arc::clone(&self.replicas));
             self.env.spawn(async move {
@@ -335,6 +340,9 @@ impl Driver {
                         && before == life(&watch)
                     {
                         watch.look(number as u64, before, &status);
+                        if status.role == "leader" {
+                            watch.leader = watch.leader.max(Some((status.term, machine)));
+                        }
                     }
                 }
             });

@@ -3,16 +3,21 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use pygmy_protocol::env::{Env, Random, Wake, Workers};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::rng::Rng;
+
+/// The name of the worker that applies entries, in `pygmy_catalog::state`.
+const APPLY: &str = "apply";
+/// Longest delay when nothing is slow.
+pub(crate) const USUAL_US_MAX: u64 = 400;
 
 /// The workers of one life of a host. Clones are the same.
 #[derive(Clone)]
@@ -24,11 +29,18 @@ struct Inner {
     env: Mutex<Weak<Env>>,
     /// Longest usual delay. A slow disk has a longer one.
     delay_us_max: AtomicU64,
+    /// Until when what applies entries is slow, and its longest delay.
+    slow_apply: Mutex<Option<(Instant, u64)>>,
 }
 
 impl SimWorkers {
     pub(crate) fn new(rng: Rng) -> SimWorkers {
-        SimWorkers(Arc::new(Inner { rng, env: Mutex::default(), delay_us_max: 400.into() }))
+        SimWorkers(Arc::new(Inner {
+            rng,
+            env: Mutex::default(),
+            delay_us_max: USUAL_US_MAX.into(),
+            slow_apply: Mutex::default(),
+        }))
     }
 
     pub(crate) fn belong_to(&self, env: &Arc<Env>) {
@@ -40,24 +52,37 @@ impl SimWorkers {
         self.0.delay_us_max.store(delay_us_max, Ordering::Relaxed);
     }
 
-    fn delay(&self) -> Duration {
-        let most = self.0.delay_us_max.load(Ordering::Relaxed);
-        Duration::from_micros(20 + self.0.rng.below(most))
+    /// Makes only what applies entries slow, for this long.
+    pub(crate) fn slow_apply(&self, delay_us_max: u64, how_long: Duration) {
+        *self.0.slow_apply() = Some((Instant::now() + how_long, delay_us_max));
+    }
+
+    fn delay(&self, applies: bool) -> Duration {
+        let slow = self.0.slow_apply().filter(|(until, _)| applies && Instant::now() < *until);
+        let usual = self.0.delay_us_max.load(Ordering::Relaxed);
+        Duration::from_micros(20 + self.0.rng.below(slow.map_or(usual, |(_, most)| most)))
+    }
+}
+
+impl Inner {
+    fn slow_apply(&self) -> MutexGuard<'_, Option<(Instant, u64)>> {
+        self.slow_apply.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Workers for SimWorkers {
-    fn start(&self, _name: &str, mut work: Box<dyn FnMut() + Send>) -> Box<dyn Wake> {
+    fn start(&self, name: &str, mut work: Box<dyn FnMut() + Send>) -> Box<dyn Wake> {
         let notify = Arc::new(Notify::new());
         let env = self.0.env.lock().unwrap_or_else(PoisonError::into_inner).upgrade();
         // A worker that is started when its host is gone has nothing to do.
         let Some(env) = env else { return Box::new(Bell(notify)) };
         let (woken, workers) = (Arc::clone(&notify), self.clone());
+        let applies = name == APPLY;
         env.spawn(async move {
             loop {
                 woken.notified().await;
                 #[allow(clippy::disallowed_methods, reason = "a disk has no clock")]
-                tokio::time::sleep(workers.delay()).await;
+                tokio::time::sleep(workers.delay(applies)).await;
                 work();
             }
         });
