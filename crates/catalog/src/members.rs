@@ -18,6 +18,7 @@ use pygmy_protocol::{
     Code, Problem,
     http::{Fatal, Shutdown},
     members::{Candidate, MemberChange, MemberProgress},
+    planted,
     registration::MemberStatus,
 };
 
@@ -71,7 +72,7 @@ pub(crate) async fn settle(shared: Arc<Shared>, mut shutdown: Shutdown) -> Resul
         }
         let Ok(_alone) = shared.member_changes.try_lock() else { continue };
         let known = Known::of(&shared, shared.lease);
-        if !known.leads || !known.is_joint {
+        if !known.leads || !known.is_joint || planted!(InterruptedChangeStays) {
             continue;
         }
         tracing::info!("ending a change of the membership that was begun before");

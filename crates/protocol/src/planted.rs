@@ -89,6 +89,8 @@ bugs! {
         "The cache serves what an item has become before that is released.";
     FollowerAnswersBeforeRelease, "follower-answers-before-release", breaks 4:
         "A follower answers a read as soon as it has applied what it shows.";
+    InterruptedChangeStays, "interrupted-change-stays", breaks 6:
+        "Nobody ends a change of the membership that its leader did not live to end.";
     ApplyTwice, "apply-twice", breaks 5:
         "The applied index lags behind the state, so a restart applies entries again.";
     SnapshotWithoutKeys, "snapshot-without-keys", breaks 5:
