@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What run.sh and test.sh share: a fresh machine gets a C compiler, which SQLite is built with,
-# and Rust if its packages have one that is new enough.
+# Rust if its packages have one that is new enough, and for the tests what cuts a network.
 
 # Cargo.toml says the same.
 readonly MIN_RUST=1.95
@@ -32,6 +32,13 @@ install_packages() {
 
 need_c_compiler() {
     if ! have cc; then install_packages gcc libc6-dev; fi
+}
+
+# What the tests on a network that is cut use. Root only; without it they are skipped and say so.
+need_network_tools() {
+    PATH=$PATH:/usr/sbin:/sbin
+    if { have ip && have nft; } || [[ $EUID -ne 0 ]]; then return; fi
+    (install_packages iproute2 nftables) || say "the tests on a network that is cut are skipped"
 }
 
 # The version of the system's own cargo package, if there is one.

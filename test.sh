@@ -27,6 +27,7 @@ cargo_deny() {
 
 need_c_compiler
 need_cargo
+need_network_tools
 
 step "formatting"
 cargo fmt --all --check

@@ -68,13 +68,7 @@ impl Acknowledged {
 /// Every acknowledged order is there, once, and the stock adds up.
 pub(crate) async fn nothing_is_lost(store: &Store, acknowledged: &BTreeMap<String, Order>) {
     for (key, order) in acknowledged {
-        let found = until("the order is found", async || {
-            let target = format!("/orders/{}", order.order_number);
-            let answer = store.send(0, &store.public_call(Method::GET, &target)).await.ok()?;
-            (answer.status != StatusCode::SERVICE_UNAVAILABLE).then_some(answer)
-        })
-        .await;
-        assert_eq!(found.json::<Order>().as_ref(), Ok(order), "the order of {key}");
+        store.has_order(key, order).await;
     }
     let numbers: std::collections::BTreeSet<OrderNumber> =
         acknowledged.values().map(|order| order.order_number).collect();

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods, reason = "tests run on the real machine")]
 
 mod exposition;
+#[path = "../support/harness.rs"]
 mod harness;
 
 mod bad_input;

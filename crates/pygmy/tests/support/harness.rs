@@ -1,4 +1,8 @@
 //! Servers as child processes.
+//!
+//! A [`Store`] writes a configuration of its own, starts its servers on [`Machines`] (by default on
+//! free ports of this one), kills and restarts them, and asks them as a client would. Several test
+//! binaries have it.
 
 use std::{
     collections::BTreeMap,
@@ -38,6 +42,37 @@ pub(crate) enum Layout {
     Nodes,
 }
 
+/// Where servers run.
+pub(crate) trait Machines: Send + Sync {
+    /// An address to listen on for a server; `port`, below 20, tells the store's listeners apart.
+    fn address(&self, server: &str, port: u16) -> String;
+    /// The binary under test, to be run on the machine of a server.
+    fn program(&self, server: &str) -> Command;
+}
+
+/// This machine. Ports in a row, from the first one on, are free.
+struct ThisMachine(u16);
+
+impl Machines for ThisMachine {
+    fn address(&self, _: &str, port: u16) -> String {
+        format!("127.0.0.1:{}", self.0 + port)
+    }
+
+    fn program(&self, _: &str) -> Command {
+        Command::new(PYGMY)
+    }
+}
+
+impl Layout {
+    /// Names and roles of the servers.
+    pub(crate) fn servers(self) -> Vec<(String, &'static str)> {
+        match self {
+            Layout::Tiers => TIERS.map(|(name, role)| (name.to_owned(), role)).to_vec(),
+            Layout::Nodes => (1..=3).map(|number| (format!("node-{number}"), "all")).collect(),
+        }
+    }
+}
+
 struct Server {
     role: &'static str,
     url: String,
@@ -50,6 +85,7 @@ pub(crate) struct Store {
     pub(crate) layout: Layout,
     dir: TempDir,
     secret: Secret,
+    machines: Arc<dyn Machines>,
     servers: BTreeMap<String, Server>,
     public: Vec<Arc<Upstream>>,
 }
@@ -71,8 +107,19 @@ impl Store {
         settings: &str,
         prepare: impl FnOnce(&Store),
     ) -> Store {
-        let mut store = Store::configured(layout, settings);
+        let machine = ThisMachine(free_ports(&Env::production(), 20));
+        let store = Store::configured(Arc::new(machine), layout, settings);
         prepare(&store);
+        store.started().await
+    }
+
+    /// A store with the seven books on other machines than this one, ready.
+    pub(crate) async fn start_across(machines: Arc<dyn Machines>, layout: Layout) -> Store {
+        Store::configured(machines, layout, "").started().await
+    }
+
+    async fn started(self) -> Store {
+        let mut store = self;
         for name in store.names() {
             store.spawn(&name);
         }
@@ -91,46 +138,37 @@ impl Store {
         .await;
     }
 
-    fn configured(layout: Layout, settings: &str) -> Store {
+    fn configured(machines: Arc<dyn Machines>, layout: Layout, settings: &str) -> Store {
         let env = Env::production();
         let dir = tempfile::tempdir().unwrap();
-        let base = free_ports(&env, 20);
-        let local = |offset: u16| format!("127.0.0.1:{}", base + offset);
         let mut text = settings.to_owned();
         let mut servers = BTreeMap::new();
         let mut public = Vec::new();
-        let mut add =
-            |name: String, role: &'static str, listen: String, public_listen: Option<String>| {
-                text += &format!(
-                    "\n[[server]]\nname = \"{name}\"\nrole = \"{role}\"\nlisten = \"{listen}\"\n"
-                );
-                let url = format!("http://{listen}");
-                if let Some(open) = &public_listen {
+        for (port, (name, role)) in (0..).zip(layout.servers()) {
+            let listen = machines.address(&name, port);
+            text += &format!(
+                "\n[[server]]\nname = \"{name}\"\nrole = \"{role}\"\nlisten = \"{listen}\"\n"
+            );
+            let url = format!("http://{listen}");
+            let open = match role {
+                "all" => {
+                    let open = machines.address(&name, port + 10);
                     text += &format!("public_listen = \"{open}\"\n");
+                    Some(open)
                 }
-                let open = public_listen.or_else(|| (role == "frontend").then(|| listen.clone()));
-                if let Some(open) = open {
-                    let upstream = Upstream::remote(&env, &format!("http://{open}")).unwrap();
-                    public.push(Arc::new(upstream));
-                }
-                servers.insert(name, Server { role, url, child: None });
+                "frontend" => Some(listen),
+                _ => None,
             };
-        match layout {
-            Layout::Tiers => {
-                for (offset, (name, role)) in TIERS.into_iter().enumerate() {
-                    add(name.to_owned(), role, local(offset as u16), None);
-                }
+            if let Some(open) = open {
+                let upstream = Upstream::remote(&env, &format!("http://{open}")).unwrap();
+                public.push(Arc::new(upstream));
             }
-            Layout::Nodes => {
-                for number in 1..=3 {
-                    add(format!("node-{number}"), "all", local(number), Some(local(number + 10)));
-                }
-            }
+            servers.insert(name, Server { role, url, child: None });
         }
         fs::write(dir.path().join("pygmy.toml"), text).unwrap();
         fs::write(dir.path().join("secret"), SECRET).unwrap();
         let secret = Secret::new(SECRET).unwrap();
-        Store { env, layout, dir, secret, servers, public }
+        Store { env, layout, dir, secret, machines, servers, public }
     }
 
     /// The directory with everything.
@@ -201,7 +239,9 @@ impl Store {
             .append(true)
             .open(self.data(name).join("log.txt"))
             .unwrap();
-        let child = Command::new(PYGMY)
+        let child = self
+            .machines
+            .program(name)
             .args(["serve", role, "--name", name, "--stop-with-parent", "--config"])
             .arg(self.config())
             .env("PYGMY_LOG", "pygmy=debug,pygmy_protocol=debug,info,openraft=error")
@@ -293,9 +333,14 @@ impl Store {
 
     /// `GET /status` of the replica of a server; `None` if it does not answer.
     pub(crate) async fn status(&self, name: &str) -> Option<CatalogStatus> {
+        let call = self.public_call(Method::GET, "/status");
+        self.send_to_replica(name, call).await.ok()?.json().ok()
+    }
+
+    /// Sends to the replica of a server, with the secret.
+    pub(crate) async fn send_to_replica(&self, name: &str, call: Call) -> Result<Answer, Failure> {
         let number = name.rsplit('-').next().unwrap();
-        let call = self.call(Method::GET, "/status");
-        self.send_to(&self.catalog_url(number), &call).await.ok()?.json().ok()
+        self.send_to(&self.catalog_url(number), &call.with_secret(&self.secret)).await
     }
 
     /// The server whose replica leads.
@@ -327,13 +372,23 @@ impl Store {
         .await
     }
 
+    /// Checks that an acknowledged order is there, as it was acknowledged.
+    pub(crate) async fn has_order(&self, key: &str, order: &Order) {
+        let target = format!("/orders/{}", order.order_number);
+        let found = until("the order is found", async || {
+            let answer = self.send(0, &self.public_call(Method::GET, &target)).await.ok()?;
+            (answer.status != StatusCode::SERVICE_UNAVAILABLE).then_some(answer)
+        })
+        .await;
+        assert_eq!(found.json::<Order>().as_ref(), Ok(order), "the order of {key}");
+    }
+
     /// Has every running replica check its whole database.
     pub(crate) async fn verify(&self) {
         for name in self.replicas() {
             if self.servers[&name].child.is_some() {
-                let number = name.rsplit('-').next().unwrap();
-                let call = self.call(Method::GET, "/verify");
-                let answer = self.send_to(&self.catalog_url(number), &call).await.unwrap();
+                let call = self.public_call(Method::GET, "/verify");
+                let answer = self.send_to_replica(&name, call).await.unwrap();
                 assert_eq!(answer.status, StatusCode::OK, "{name}: {:?}", answer.body);
             }
         }
