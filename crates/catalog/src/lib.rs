@@ -13,8 +13,10 @@
 //! Raft itself is openraft, behind [`raft`]'s types and runtime, [`peer`]'s network and
 //! [`leadership`]'s view of it. [`replica`] puts everything together; [`bootstrap`] makes a
 //! cluster of blank replicas, once; [`compact`] keeps the log short; [`ready`] says when a replica
-//! wants traffic; [`damage`] stops a replica whose database is damaged; [`room`] refuses changes before the disk is full; [`retire`] hands the leadership over before it leaves; [`metrics`] is what it
-//! counts; [`identity`] binds a data directory to one Raft id for its whole life. A replica whose
+//! wants traffic; [`damage`] stops a replica whose database is damaged; [`room`] refuses changes
+//! before the disk is full; [`retire`] hands the leadership over before it leaves; [`metrics`] is
+//! what it counts, [`health`] what it says of itself; [`identity`] binds a data directory to one
+//! Raft id for its whole life. A replica whose
 //! directory was lost or damaged begins anew ([`rejoin`]) and asks its way back in ([`join`]);
 //! [`members`] is the leader's side of that and of every other change of the membership.
 
@@ -43,6 +45,7 @@ mod compact;
 mod damage;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod health;
 mod identity;
 mod leadership;
 mod metrics;

@@ -31,7 +31,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use crate::{
     answer::Answers,
     bootstrap::{BootstrapBody, Bootstrapped, bootstrap},
-    members,
+    health, members,
     peer::{self, serve_peer},
     read::read,
     replica::Shared,
@@ -57,12 +57,12 @@ pub(crate) fn routes(shared: Arc<Shared>) -> Router {
         .route("/update_replica_stock/{item}/{value}", any(replaced))
         .route("/update_replica_cost/{item}/{value}", any(replaced))
         .route("/status", get(status))
-        .route("/verify", get(verify))
         .route("/bootstrap", post(make_cluster))
         .route(pygmy_protocol::members::PATH, post(change_members))
         .route(peer::PATH, get(peer_connection))
         .route(invalidation::PATH, get(invalidation_stream))
         .merge(items::routes())
+        .merge(health::routes())
         .with_state(shared);
     internal(routes, &secret)
 }
@@ -142,7 +142,7 @@ async fn order(
     read.value.map(|order| Json(StatusCode::OK, order)).ok_or_else(|| unknown_order(number))
 }
 
-fn with_index(index: u64, answer: impl IntoResponse) -> Response {
+pub(crate) fn with_index(index: u64, answer: impl IntoResponse) -> Response {
     let mut response = answer.into_response();
     response.headers_mut().insert(LOG_INDEX, HeaderValue::from(index));
     response
@@ -266,27 +266,6 @@ async fn replaced() -> Problem {
 
 async fn status(State(shared): Replica) -> Json<CatalogStatus> {
     Json(StatusCode::OK, shared.status())
-}
-
-/// Reads the whole database and checks what must hold in it: stock adds up, counts and the state
-/// hash are right. Takes seconds for millions of rows, while buys go on.
-async fn verify(State(shared): Replica, context: RequestContext) -> Result<Response, Problem> {
-    let reader = shared.reader.clone();
-    let verified = shared.check(move || reader.verify());
-    match shared.env.timeout(context.remaining(&shared.env), verified).await {
-        Ok(Some(Ok(Read { index, .. }))) => {
-            let verified = serde_json::json!({ "verified": true });
-            Ok(with_index(index, Json(StatusCode::OK, verified)))
-        }
-        Ok(Some(Err(error))) => {
-            tracing::error!(%error, "the database does not add up");
-            shared.damage.report(&error);
-            Err(Problem::unavailable(format!("the database does not add up: {error}")))
-        }
-        Ok(None) | Err(_) => {
-            Err(Problem::unavailable("the check is not done yet; allow it more time"))
-        }
-    }
 }
 
 async fn make_cluster(

@@ -7,7 +7,7 @@
 //! [`command::Command`] in the log, and comes back as an [`command::Outcome`].
 //!
 //! Around that: how servers make themselves known ([`registration`]), which replicas belong to the
-//! cluster ([`members`]), how two servers talk over a connection of their own ([`frame`]), how the
+//! cluster ([`members`]), what they say of themselves ([`health`]), how two servers talk over a connection of their own ([`frame`]), how the
 //! leader keeps caches fresh ([`invalidation`]),
 //! what every server counts ([`metrics`]), and the environment that every server takes its clock,
 //! randomness, network, files and threads from ([`mod@env`]), so that the simulator runs the very
@@ -28,6 +28,7 @@ pub mod time;
 pub mod command;
 
 pub mod frame;
+pub mod health;
 pub mod invalidation;
 pub mod members;
 pub mod registration;

@@ -83,6 +83,8 @@ codes! {
     TooManyRequests = "too_many_requests", TOO_MANY_REQUESTS, "Too many requests";
     /// Headers over `max_header_bytes`.
     HeadersTooLarge = "headers_too_large", REQUEST_HEADER_FIELDS_TOO_LARGE, "Headers too large";
+    /// What is stored is not what it was.
+    Damaged = "damaged", INTERNAL_SERVER_ERROR, "Damaged";
     /// Certainly not done; may be tried again.
     Unavailable = "unavailable", SERVICE_UNAVAILABLE, "Unavailable";
     /// May have been done; ask again with the same key.

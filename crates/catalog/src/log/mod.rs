@@ -50,6 +50,7 @@ pub(crate) mod fuzzing;
 mod tests;
 
 pub(crate) use error::LogError;
+pub(crate) use segment::VERSION;
 pub(crate) use store::LogStore;
 
 /// Smallest segment: a few small records.

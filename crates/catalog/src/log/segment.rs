@@ -24,7 +24,8 @@ pub(super) const HEAD_BYTES: u64 = 32;
 pub(super) const SPARE_NAME: &str = "spare";
 
 const MAGIC: [u8; 8] = *b"PYGMYLOG";
-const VERSION: u32 = 1;
+/// Version of the segments.
+pub(crate) const VERSION: u32 = 1;
 /// All segments before this one are void.
 const STARTS_LOG: u32 = 1;
 /// Zeros written at once when a tail is wiped.

@@ -78,6 +78,8 @@ pub(crate) use keys::KeyIndexConfig;
 pub(crate) use machine::StateMachine;
 pub(crate) use meta::Holders;
 pub(crate) use query::{Read, Reader};
+pub(crate) use schema::SCHEMA_VERSION;
+pub(crate) use snapshot::VERSION as SNAPSHOT_VERSION;
 pub(crate) use store::{SnapshotFile, SnapshotStore};
 
 use crate::raft::LogId;

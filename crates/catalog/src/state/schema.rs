@@ -8,7 +8,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, pa
 use super::{StateError, meta::Meta, rows::sql};
 
 /// Version of the tables below. A file with a higher one is refused.
-const SCHEMA_VERSION: u32 = 4;
+pub(crate) const SCHEMA_VERSION: u32 = 4;
 
 /// How long SQLite waits for a lock. Readers and the writer do not lock each other out; only a
 /// restart of the write-ahead log is ever waited for, and that is short.

@@ -31,7 +31,7 @@ pub(super) const MAGIC: &[u8; 8] = b"PYGMYSNP";
 ///
 /// Version 2 added the last three records; a file of version 1 reads the same. There, all keys come
 /// after all orders. Version 3 added the holders.
-pub(super) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 3;
 pub(super) const HEAD_BYTES: u64 = 12;
 const CHUNK_HEAD_BYTES: u64 = 12;
 /// Largest chunk that is read: a damaged length must not ask for all memory.

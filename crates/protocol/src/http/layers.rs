@@ -20,6 +20,7 @@ use super::{Json, Limits, measure::Route};
 use crate::{
     context::{REQUEST_ID, RequestContext},
     env::{BoxFuture, Env},
+    health::Readyz,
     metrics::{self, Metrics},
     problem::{Code, Problem},
 };
@@ -103,7 +104,7 @@ pub fn wrap(router: Router, env: &Env, limits: &Limits, probes: &Probes) -> Rout
     });
     router
         .route("/livez", get(livez))
-        .route("/readyz", get(readyz).with_state(probes.clone()))
+        .route("/readyz", get(readyz).with_state((env.clone(), probes.clone())))
         .route("/metrics", get(metrics_text).with_state(probes.metrics.clone()))
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
@@ -116,12 +117,17 @@ async fn livez() -> &'static str {
     "alive\n"
 }
 
-async fn readyz(State(probes): State<Probes>) -> Response {
+async fn readyz(State((env, probes)): State<(Env, Probes)>) -> Response {
     let reasons = probes.readiness.reasons();
-    let status = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let ready = status == StatusCode::OK;
-    Json(status, serde_json::json!({ "name": probes.name, "ready": ready, "reasons": reasons }))
-        .into_response()
+    let readyz = Readyz {
+        name: probes.name,
+        ready: reasons.is_empty(),
+        reasons: reasons.into_iter().map(|(part, why)| (part.to_owned(), why)).collect(),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        wall_ms: Some(env.wall_ms()),
+    };
+    let status = if readyz.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    Json(status, readyz).into_response()
 }
 
 /// `GET /metrics`, also for routes that are not wrapped.

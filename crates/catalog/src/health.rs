@@ -1,0 +1,63 @@
+//! What a replica says of its own health, to those who look after the store: room on its disk, the
+//! formats that it writes, and whether its database adds up.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, extract::State, response::Response, routing::get};
+use http::{HeaderMap, StatusCode};
+use pygmy_protocol::{
+    Code, Problem, RequestContext,
+    health::{self, Formats, ReplicaHealth},
+    http::Json,
+};
+
+use crate::{log, replica::Shared, routes::with_index, state};
+
+/// Longest time for a check of the whole database, whatever `request_timeout_ms` is: it reads every
+/// row, in a thread of its own. Ten million orders take less than a minute.
+const VERIFY_LIMIT: Duration = Duration::from_secs(600);
+
+/// The routes, without the secret.
+pub(crate) fn routes() -> Router<Arc<Shared>> {
+    Router::new().route(health::PATH, get(health)).route("/verify", get(verify))
+}
+
+async fn health(State(shared): State<Arc<Shared>>) -> Result<Json<ReplicaHealth>, Problem> {
+    let free_bytes = shared.env.files.free_bytes(&shared.dir).map_err(|error| {
+        let dir = shared.dir.display();
+        Problem::unavailable(format!("cannot tell how much room there is in {dir}: {error}"))
+    })?;
+    let formats = Formats {
+        log: log::VERSION,
+        database: state::SCHEMA_VERSION,
+        snapshot: state::SNAPSHOT_VERSION,
+    };
+    let name = shared.server.name.clone();
+    Ok(Json(StatusCode::OK, ReplicaHealth { name, free_bytes, formats }))
+}
+
+/// Reads the whole database and checks what must hold in it: stock adds up, counts and the state
+/// hash are right. Takes seconds for millions of rows, while buys go on.
+async fn verify(
+    State(shared): State<Arc<Shared>>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let context = RequestContext::arriving(&shared.env, &headers, VERIFY_LIMIT);
+    let reader = shared.reader.clone();
+    let verified = shared.check(move || reader.verify());
+    match shared.env.timeout(context.remaining(&shared.env), verified).await {
+        Ok(Some(Ok(read))) => {
+            let verified = serde_json::json!({ "verified": true });
+            Ok(with_index(read.index, Json(StatusCode::OK, verified)))
+        }
+        Ok(Some(Err(error))) => {
+            tracing::error!(%error, "the database does not add up");
+            shared.damage.report(&error);
+            let detail = format!("the database does not add up: {error}");
+            Err(Problem::new(Code::Damaged, detail))
+        }
+        Ok(None) | Err(_) => {
+            Err(Problem::unavailable("the check is not done yet; allow it more time"))
+        }
+    }
+}
