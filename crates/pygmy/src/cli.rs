@@ -321,6 +321,12 @@ pub(crate) enum AdminCommand {
     Status,
     /// Show the servers that the balancers know
     Servers,
+    /// Check that the store keeps its promises, and say what to do where it does not
+    ///
+    /// Asks every server of the configuration, compares the replicas, and has each check its whole
+    /// database: that takes seconds for millions of orders, while the store goes on. Exits with 0
+    /// if nothing is wrong; warnings are not wrong.
+    Doctor,
     /// Make a new, running replica of the catalog a member of the cluster
     ///
     /// It is in the configuration that it was started with, and in the one that is given here. It

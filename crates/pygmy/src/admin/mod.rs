@@ -1,5 +1,7 @@
 //! What operators do: `pygmy admin`.
 
+mod ask;
+mod doctor;
 mod items;
 mod members;
 mod status;
@@ -83,6 +85,7 @@ pub(crate) fn run(args: &AdminArgs) -> anyhow::Result<()> {
         AdminCommand::Bootstrap { books } => bootstrap(&env, &cluster, books, args.json),
         AdminCommand::Status => status::status(&env, &cluster, args.json),
         AdminCommand::Servers => status::servers(&env, &cluster, args.json),
+        AdminCommand::Doctor => doctor::run(&env, &cluster, args.json),
         AdminCommand::AddReplica { ref name } => {
             members::run(&env, &cluster, Change::Add(name), args.json)
         }

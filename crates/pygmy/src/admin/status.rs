@@ -4,16 +4,17 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::bail;
-use http::Method;
-use pygmy_client::{Call, Upstream};
 use pygmy_protocol::{
-    Env, RequestContext,
+    Env,
     http::Secret,
     registration::{CatalogStatus, Role, ServerStatus, Servers},
 };
 use serde::de::DeserializeOwned;
 
-use super::Cluster;
+use super::{
+    Cluster,
+    ask::{Answers, answered, for_json},
+};
 use crate::{
     config::Part,
     print::{self, Column},
@@ -21,7 +22,7 @@ use crate::{
 };
 
 /// Longest wait for one server's status: one that hangs must not hide the others.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Digits of a state hash that people compare.
 const HASH_DIGITS: usize = 12;
 /// Characters in the column of a server's health: more, and the table would not fit a terminal of
@@ -30,9 +31,6 @@ const HEALTH_CHARS: usize = 22;
 /// Stands where nothing can be known.
 const NOTHING: &str = "-";
 const NO_ANSWER: &str = "no answer";
-
-/// Servers by name, with what each said, or the sentence that says why it did not.
-type Answers<T> = Vec<(Part, Result<T, String>)>;
 
 /// `pygmy admin status`: the replicas, and one table of what all balancers know.
 pub(super) fn status(env: &Env, cluster: &Cluster, json: bool) -> anyhow::Result<()> {
@@ -82,12 +80,8 @@ fn check_any(answered: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn answered<T>(answers: &Answers<T>) -> impl Iterator<Item = &T> {
-    answers.iter().filter_map(|(_, answer)| answer.as_ref().ok())
-}
-
 /// Those of the configuration and those that the balancers know: they may have been added later.
-fn replicas(cluster: &Cluster, balancers: &Answers<Servers>) -> Vec<Part> {
+pub(super) fn replicas(cluster: &Cluster, balancers: &Answers<Servers>) -> Vec<Part> {
     let configured = cluster.config.iter().flat_map(|config| config.parts(Role::Catalog));
     let mut named: BTreeMap<_, _> = configured.map(|part| (part.name, part.url)).collect();
     for server in answered(balancers).flat_map(|balancer| &balancer.servers) {
@@ -98,40 +92,20 @@ fn replicas(cluster: &Cluster, balancers: &Answers<Servers>) -> Vec<Part> {
     named.into_iter().map(|(name, url)| Part { name, url }).collect()
 }
 
-/// Asks all of them at the same time.
+/// Asks all of them; a sentence says who does not answer.
 async fn ask<T: DeserializeOwned + Send + 'static>(
     env: &Env,
     secret: &Secret,
     servers: Vec<Part>,
     path: &'static str,
 ) -> Answers<T> {
-    let asked: Vec<_> = servers
-        .into_iter()
-        .map(|part| {
-            let (own, secret, url) = (env.clone(), secret.clone(), part.url.clone());
-            (part, env.spawn(async move { get(&own, &secret, &url, path).await }))
-        })
-        .collect();
-    let mut answers = Vec::new();
-    for (part, task) in asked {
-        let answer = task.await.unwrap_or_else(|error| Err(error.to_string()));
-        let sentence = |why| format!("no status from {} at {}: {why}", part.name, part.url);
-        let answer = answer.map_err(sentence);
-        answers.push((part, answer));
-    }
-    answers
-}
-
-async fn get<T: DeserializeOwned>(
-    env: &Env,
-    secret: &Secret,
-    url: &str,
-    path: &str,
-) -> Result<T, String> {
-    let context = RequestContext::fresh(env, STATUS_TIMEOUT);
-    let call = Call::new(Method::GET, path, context).with_secret(secret);
-    let answer = Upstream::remote(env, url)?.send(&call, STATUS_TIMEOUT).await;
-    answer.map_err(|failure| failure.to_string())?.json().map_err(|problem| problem.to_string())
+    let answers = for_json(env, secret, servers, path, STATUS_TIMEOUT).await;
+    let sentence = |(part, answer): (Part, Result<T, String>)| {
+        let why = |why| format!("no status from {} at {}: {why}", part.name, part.url);
+        let answer = answer.map_err(why);
+        (part, answer)
+    };
+    answers.into_iter().map(sentence).collect()
 }
 
 fn print_json(
@@ -245,7 +219,7 @@ fn row(name: &str, role: Role, url: &str, health: &str, counts: Option<(u64, u64
 }
 
 /// Host and port: the scheme is always the same, and the path says the role once more.
-fn place(url: &str) -> &str {
+pub(super) fn place(url: &str) -> &str {
     let authority = url.trim_start_matches("http://");
     authority.split('/').next().unwrap_or(authority)
 }

@@ -14,6 +14,7 @@ mod bench;
 mod caches;
 mod command_line;
 mod demo;
+mod doctor;
 mod failures;
 mod full_disk;
 mod items;

@@ -1,0 +1,93 @@
+//! `pygmy admin doctor` on stores that are well, and on stores that are not.
+
+use std::{fs, process::Output};
+
+use serde_json::Value;
+
+use crate::harness::{Layout, Store, until};
+
+/// What the doctor says of one store: exit code, output, and what goes to stderr.
+fn examine(store: &Store, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = store.admin(&[&["doctor"], arguments].concat());
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (status.code(), text(stdout), text(stderr))
+}
+
+/// Waits until the doctor finds nothing: the balancers take a little to know all servers.
+async fn is_well(store: &Store) {
+    let report = until("the store is well", async || {
+        let (code, out, _) = examine(store, &["--json"]);
+        let report: Value = serde_json::from_str(&out).unwrap();
+        let well = |check: &Value| check["verdict"] == "ok" || check["name"] == "disks";
+        let checks = report["checks"].as_array().unwrap();
+        (code == Some(0) && checks.iter().all(well)).then_some(report)
+    })
+    .await;
+    assert_eq!(report["ok"], true);
+}
+
+async fn follower(store: &Store) -> String {
+    let leader = store.leader().await;
+    store.replicas().into_iter().find(|name| *name != leader).unwrap()
+}
+
+#[tokio::test]
+async fn a_store_that_is_well_passes() {
+    for layout in [Layout::Tiers, Layout::Nodes] {
+        let store = Store::start(layout).await;
+        store.order(1, "one").await;
+        is_well(&store).await;
+        let (code, out, error) = examine(&store, &[]);
+        assert_eq!(code, Some(0), "{out}{error}");
+        for check in ["servers", "balancers", "members", "state", "books", "caches", "clocks"] {
+            let line = out.lines().find(|line| line.starts_with(check)).unwrap();
+            assert!(line.contains(" ok "), "{out}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_replica_that_is_dead_is_named_with_the_command_that_starts_it() {
+    let mut store = Store::start(Layout::Tiers).await;
+    let dead = follower(&store).await;
+    store.kill(&dead);
+    let (code, out, error) = examine(&store, &[]);
+    assert_eq!(code, Some(1), "{out}");
+    assert!(error.contains("wrong"), "{error}");
+    let line = out.lines().find(|line| line.starts_with("servers")).unwrap();
+    assert!(line.contains("WRONG") && line.contains(&format!("{dead} does not answer")), "{out}");
+    assert!(out.contains(&format!("pygmy serve catalog --name {dead}")), "{out}");
+    let books = out.lines().find(|line| line.starts_with("books")).unwrap();
+    assert!(books.contains(" ok ") && books.contains("2 replicas"), "the others are: {out}");
+    store.spawn(&dead);
+    is_well(&store).await;
+}
+
+#[tokio::test]
+async fn a_row_that_was_changed_behind_the_stores_back_is_found_and_put_right_as_it_is_told() {
+    let mut store = Store::start(Layout::Tiers).await;
+    store.order(1, "one").await;
+    let changed = follower(&store).await;
+    assert_eq!(store.stop(&changed).await, Some(0));
+    let db = rusqlite::Connection::open(store.data(&changed).join("catalog.db")).unwrap();
+    assert_eq!(db.execute("UPDATE items SET stock = 9 WHERE item_number = 1", ()).unwrap(), 1);
+    drop(db);
+    store.spawn(&changed);
+    store.ready_server(&changed).await;
+    let (code, out, _) = examine(&store, &["--json"]);
+    assert_eq!(code, Some(1), "{out}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let books = report["checks"].as_array().unwrap().iter().find(|c| c["name"] == "books").unwrap();
+    let findings = books["findings"].as_array().unwrap();
+    assert_eq!(findings.len(), 1, "{out}");
+    let what = findings[0]["what"].as_str().unwrap();
+    assert!(what.contains(&changed) && what.contains("the stock of item 1"), "{what}");
+    let todo = findings[0]["todo"].as_str().unwrap();
+    let dir = store.data(&changed);
+    assert!(todo.contains(&format!("stop {changed}, move its directory {}", dir.display())));
+    // As it is told.
+    store.stop(&changed).await;
+    fs::rename(&dir, store.dir().join("aside")).unwrap();
+    store.spawn(&changed);
+    is_well(&store).await;
+}
