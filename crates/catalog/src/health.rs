@@ -14,7 +14,7 @@ use pygmy_protocol::{
 use crate::{log, replica::Shared, routes::with_index, state};
 
 /// Longest time for a check of the whole database, whatever `request_timeout_ms` is: it reads every
-/// row, in a thread of its own. Ten million orders take less than a minute.
+/// row, in a thread of its own.
 const VERIFY_LIMIT: Duration = Duration::from_secs(600);
 
 /// The routes, without the secret.

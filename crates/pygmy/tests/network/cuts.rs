@@ -1,6 +1,7 @@
 //! Cuts: symmetric, one-way, partial.
 
 use http::StatusCode;
+use pygmy_client::Answer;
 
 use crate::{
     customers::{Customers, Place},
@@ -22,12 +23,8 @@ async fn another_leader_than(store: &Store, old: &str) -> String {
     .await
 }
 
-/// Waits until the replica of a server follows, and answers reads again.
-async fn follows(store: &Store, customers: &Customers, server: &str) {
-    until("the old leader follows", async || {
-        (store.status(server).await?.role == "follower").then_some(())
-    })
-    .await;
+/// Waits until the replica of a server answers reads again: it has what the others sold meanwhile.
+async fn is_back(customers: &Customers, server: &str) {
     customers.read_at(&Place::Replica(server.to_owned())).await;
 }
 
@@ -48,10 +45,12 @@ async fn the_leader_is_cut_off(layout: Layout) {
     customers.go_on(20).await;
     refuses_reads(&store, &Place::Replica(leader.clone())).await;
     let uncertain = customers.buy_at(&leader, "at-the-old-leader").await;
-    assert!(matches!(uncertain.as_u16(), 503 | 504), "{uncertain}");
+    // On a busy machine it comes too late, and that is as uncertain.
+    let is_certain = |answer: &Answer| !matches!(answer.status.as_u16(), 503 | 504);
+    assert!(!uncertain.as_ref().is_some_and(is_certain), "{uncertain:?}");
     customers.go_on(20).await;
     network.heal();
-    follows(&store, &customers, &leader).await;
+    is_back(&customers, &leader).await;
     customers.insist("at-the-old-leader").await;
     customers.settle().await;
 }
@@ -82,7 +81,7 @@ async fn a_leader_that_hears_nobody_or_that_nobody_hears_is_replaced() {
         customers.go_on(20).await;
         refuses_reads(&store, &Place::Replica(leader.clone())).await;
         network.heal();
-        follows(&store, &customers, &leader).await;
+        is_back(&customers, &leader).await;
     }
     customers.settle().await;
 }
@@ -105,8 +104,22 @@ async fn a_leader_that_reaches_one_follower_and_not_the_other_goes_on() {
         customers.read_at(&Place::FrontEnd(front_end)).await;
     }
     network.heal();
-    customers.read_at(&Place::Replica(lost)).await;
+    is_back(&customers, &lost).await;
     customers.go_on(20).await;
+    customers.settle().await;
+}
+
+#[tokio::test]
+async fn a_network_that_comes_and_goes_stops_nobody_for_long() {
+    let Some(Town { store, network }) = town(Layout::Nodes).await else { return };
+    let customers = Customers::of(&store).await;
+    for _ in 0..5 {
+        let leader = store.leader().await;
+        network.cut(&[&leader], &network.all_but(&leader));
+        customers.go_on(5).await;
+        network.heal();
+        customers.go_on(5).await;
+    }
     customers.settle().await;
 }
 

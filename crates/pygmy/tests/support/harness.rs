@@ -377,7 +377,7 @@ impl Store {
         let target = format!("/orders/{}", order.order_number);
         let found = until("the order is found", async || {
             let answer = self.send(0, &self.public_call(Method::GET, &target)).await.ok()?;
-            (answer.status != StatusCode::SERVICE_UNAVAILABLE).then_some(answer)
+            (!matches!(answer.status.as_u16(), 429 | 503)).then_some(answer)
         })
         .await;
         assert_eq!(found.json::<Order>().as_ref(), Ok(order), "the order of {key}");
@@ -465,7 +465,9 @@ impl Store {
         let trying = async {
             for turn in 0.. {
                 match self.buy(turn % self.front_ends(), item, key).await {
-                    Ok(answer) if !matches!(answer.status.as_u16(), 503 | 504) => return answer,
+                    Ok(answer) if !matches!(answer.status.as_u16(), 429 | 503 | 504) => {
+                        return answer;
+                    }
                     _ => tokio::time::sleep(Duration::from_millis(10)).await,
                 }
             }

@@ -1,12 +1,16 @@
 //! `pygmy admin doctor`: does the store keep its promises, and if not, what is to be done?
 //!
 //! [`Facts`] asks all servers, and sees to it that what is compared belongs together: the state of
-//! the replicas at one index of the log, the wall clocks at one moment. [`checks`] judges that and
-//! asks nothing, one subject after the other.
+//! the replicas at one index of the log, the wall clocks at one moment. [`servers`] and [`replicas`]
+//! judge that and ask nothing, one subject after the other.
 
-mod checks;
 mod facts;
 mod hashes;
+mod replicas;
+mod servers;
+
+#[cfg(test)]
+mod tests;
 
 use anyhow::bail;
 use pygmy_protocol::Env;
@@ -91,7 +95,17 @@ pub(super) fn run(env: &Env, cluster: &Cluster, json: bool) -> anyhow::Result<()
     };
     let secret = cluster.secret()?;
     let facts = block_on(env, Facts::gather(env, cluster, config, &secret))?;
-    let checks = checks::all(&facts);
+    let checks = [
+        servers::servers(&facts),
+        servers::balancers(&facts),
+        replicas::members(&facts),
+        replicas::state(&facts),
+        replicas::books(&facts),
+        servers::caches(&facts),
+        replicas::disks(&facts),
+        servers::clocks(&facts),
+        servers::versions(&facts),
+    ];
     if json {
         let is_ok = checks.iter().all(|check| check.verdict < Verdict::Wrong);
         print::json(&serde_json::json!({ "ok": is_ok, "checks": checks }))?;

@@ -1,0 +1,178 @@
+//! Of the replicas: who belongs to the cluster, and is what they store right?
+
+use pygmy_protocol::registration::{CatalogStatus, MemberStatus};
+
+use super::{
+    super::ask::answered,
+    Check, Finding,
+    facts::{Facts, Verified},
+};
+use crate::config::Part;
+
+/// Voters of which one may be lost.
+const VOTERS_MIN: usize = 3;
+const MIB: u64 = 1024 * 1024;
+/// With less room than this a disk will be full before long, and then is.
+pub(super) const ROOM_WARNING_BYTES: u64 = 1024 * MIB;
+pub(super) const ROOM_WRONG_BYTES: u64 = 128 * MIB;
+
+/// The cluster is made of the configured replicas, each on the disk that the others know it by.
+pub(super) fn members(facts: &Facts) -> Check {
+    let Some(leader) = facts.leader() else {
+        let finding = Finding::wrong(
+            "no replica leads: nothing can be sold",
+            "bring a majority of the replicas back; if they all run and none belongs to a cluster, \
+             make it with `pygmy admin bootstrap`",
+        );
+        return Check::new("members", "", vec![finding]);
+    };
+    let mut findings: Vec<_> = leader.members.iter().filter_map(|it| member(facts, it)).collect();
+    findings.extend(facts.replicas.iter().filter_map(|(part, answer)| {
+        let status = answer.as_ref().ok()?;
+        identity(facts, &part.name, leader, status)
+    }));
+    let voters = leader.members.iter().filter(|member| member.voter).count();
+    if voters < VOTERS_MIN {
+        findings.push(Finding::warning(
+            format!("only {voters} replicas count for a majority: the next loss stops the store"),
+            "add replicas with `pygmy admin add-replica`, until there are three or five",
+        ));
+    }
+    let summary =
+        format!("{} leads {voters} voters, each with the disk it is known by", leader.name);
+    Check::new("members", summary, findings)
+}
+
+/// What is to be said of a member that the configuration has, or should have.
+fn member(facts: &Facts, member: &MemberStatus) -> Option<Finding> {
+    let name = &member.name;
+    if facts.process_of(name).is_none() {
+        return Some(Finding::warning(
+            format!("{name} at {} belongs to the cluster and not to the configuration", member.url),
+            format!(
+                "add it to {}, on all machines, or take it out with `pygmy admin remove-replica {name}`",
+                facts.config
+            ),
+        ));
+    }
+    (!member.voter).then(|| {
+        Finding::warning(
+            format!("{name} is catching up, and counts for no majority yet"),
+            "wait; if it stays so, its log says why",
+        )
+    })
+}
+
+/// What is to be said of a replica that answers.
+fn identity(
+    facts: &Facts,
+    name: &str,
+    leader: &CatalogStatus,
+    status: &CatalogStatus,
+) -> Option<Finding> {
+    let server = facts.process_of(name).map_or(name, |process| &process.name);
+    let Some(known) = leader.members.iter().find(|member| member.name == status.name) else {
+        return Some(Finding::wrong(
+            format!("{name} runs and does not belong to the cluster"),
+            format!("`pygmy admin add-replica {server}`, or stop it"),
+        ));
+    };
+    (known.id != status.id).then(|| {
+        Finding::wrong(
+            format!("{name} has another disk (id {}) than the cluster knows (id {})", status.id, known.id),
+            "give it its own data directory back; if that is lost, wait: it takes its place by itself \
+             while a majority answers, and its log says what it waits for",
+        )
+    })
+}
+
+/// Replicas have the same state at the same index.
+pub(super) fn state(facts: &Facts) -> Check {
+    let compared = facts.hashes.compared();
+    if facts.verified.len() < 2 {
+        return Check::unknown("state", "fewer than two replicas answer: none to compare");
+    }
+    let strangers = facts.hashes.strangers();
+    let mut findings: Vec<_> = strangers
+        .iter()
+        .map(|(name, index)| {
+            Finding::wrong(
+                format!("{name} has another state than the others at log index {index}"),
+                rebuild(facts, name),
+            )
+        })
+        .collect();
+    let missed = facts.verified.iter().map(|(part, _)| &part.name);
+    findings.extend(missed.filter(|name| !compared.contains(*name)).map(|name| {
+        Finding::warning(
+            format!("the state of {name} could not be compared: no other replica was at its index"),
+            "run this again; if it stays so, the replica does not keep up: see its disk and processors",
+        )
+    }));
+    let index = facts.hashes.last_shared().unwrap_or(0);
+    let summary = format!("{} replicas have the same state at log index {index}", compared.len());
+    Check::new("state", summary, findings)
+}
+
+/// Stock, orders and keys add up, row by row.
+pub(super) fn books(facts: &Facts) -> Check {
+    if facts.verified.is_empty() {
+        return Check::unknown("books", "no replica answers");
+    }
+    let finding = |(part, verified): &(_, _)| {
+        let Part { name, .. } = part;
+        match verified {
+            Ok(Verified::AddsUp) => None,
+            Ok(Verified::Damaged(why)) => {
+                Some(Finding::wrong(format!("{name}: {why}"), rebuild(facts, name)))
+            }
+            Err(why) => Some(Finding::warning(
+                format!("{name} could not be checked: {why}"),
+                "run this again, when less is going on",
+            )),
+        }
+    };
+    let findings = facts.verified.iter().filter_map(finding).collect();
+    let checked = facts.verified.len();
+    let summary = format!("on {checked} replicas stock, orders and keys add up, row by row");
+    Check::new("books", summary, findings)
+}
+
+/// How a replica with wrong data is put right.
+fn rebuild(facts: &Facts, replica: &str) -> String {
+    match facts.process_of(replica) {
+        Some(process) => format!(
+            "while the others are fine: stop {}, move its directory {} away, and start it again; it \
+             gets everything from them",
+            process.name, process.dir
+        ),
+        None => format!("while the others are fine: `pygmy admin remove-replica {replica}`"),
+    }
+}
+
+/// There is room where the replicas keep their data.
+pub(super) fn disks(facts: &Facts) -> Check {
+    let finding = |name: &str, free: u64| {
+        let what = format!("{name} has {} MiB left where its data is", free / MIB);
+        let dir = facts.process_of(name).map_or("its data directory", |process| &process.dir);
+        let todo = format!("make room on the disk of {dir}, or give it a larger one");
+        if free < ROOM_WRONG_BYTES {
+            return Some(Finding::wrong(what, todo));
+        }
+        (free < ROOM_WARNING_BYTES).then(|| Finding::warning(what, todo))
+    };
+    let findings = facts.health.iter().filter_map(|(part, health)| match health {
+        Ok(health) => finding(&part.name, health.free_bytes),
+        Err(why) => Some(Finding::warning(
+            format!("{} does not say how much room it has: {why}", part.name),
+            "look at the disk yourself; a server of an older version does not know this question",
+        )),
+    });
+    if facts.health.is_empty() {
+        return Check::unknown("disks", "no replica answers");
+    }
+    let least = answered(&facts.health).map(|health| health.free_bytes).min().unwrap_or(0);
+    let summary =
+        format!("every replica has {:.1} GiB left or more", least as f64 / 1024.0 / MIB as f64);
+    Check::new("disks", summary, findings.collect())
+}

@@ -1,0 +1,205 @@
+//! Of all servers: do they answer, do they find one another, and are they of one kind?
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pygmy_protocol::registration::{Health, Role, ServerStatus};
+
+use super::{
+    super::{ask::answered, status::place},
+    Check, Finding,
+    facts::{Facts, Seen, Server},
+};
+
+/// Clocks that differ by more confuse whoever reads logs of several machines. The store itself
+/// compares no clocks.
+const CLOCK_WARNING_MS: u64 = 1000;
+
+/// Every server answers and is ready.
+pub(super) fn servers(facts: &Facts) -> Check {
+    let mut processes: BTreeMap<&str, Vec<&Server>> = BTreeMap::new();
+    for server in &facts.servers {
+        processes.entry(&server.process.name).or_default().push(server);
+    }
+    let findings = processes.values().flat_map(|servers| process(facts, servers)).collect();
+    Check::new("servers", format!("{} processes answer and are ready", processes.len()), findings)
+}
+
+/// One finding for a process that does not answer at all, else one for each of its servers that is
+/// not ready.
+fn process(facts: &Facts, servers: &[&Server]) -> Vec<Finding> {
+    let Some(Server { process, .. }) = servers.first() else { return Vec::new() };
+    let silent = servers.iter().filter_map(|server| server.seen.as_ref().err());
+    let silent: Vec<_> = silent.collect();
+    if let (true, Some(why)) = (silent.len() == servers.len(), silent.first()) {
+        let (name, at) = (&process.name, place(&process.url));
+        return vec![Finding::wrong(
+            format!("{name} does not answer at {at}: {why}"),
+            format!(
+                "start it: pygmy serve {} --name {name} --config {}; if it ends again, its log says why; \
+                 if it runs, look at the network",
+                process.role, facts.config
+            ),
+        )];
+    }
+    servers.iter().filter_map(|server| readiness(server)).collect()
+}
+
+fn readiness(server: &Server) -> Option<Finding> {
+    let name = &server.part.name;
+    let seen = match &server.seen {
+        Ok(seen) if seen.readyz.name != *name => {
+            return Some(Finding::wrong(
+                format!("{} answers where {name} should", seen.readyz.name),
+                "correct the addresses in the configuration, on all machines",
+            ));
+        }
+        Ok(seen) => seen,
+        Err(why) => {
+            return Some(Finding::wrong(
+                format!("{name} does not answer, while others of its process do: {why}"),
+                "look at its log; if it stays so, restart it",
+            ));
+        }
+    };
+    let reasons = seen.readyz.reasons.iter().map(|(part, why)| format!("{part}: {why}"));
+    let reasons: Vec<_> = reasons.collect();
+    (!seen.readyz.ready).then(|| {
+        Finding::wrong(
+            format!("{name} is not ready: {}", reasons.join("; ")),
+            "wait a little, it may have started just now; else see to what it lacks, its log says more",
+        )
+    })
+}
+
+/// Every balancer sends requests to every server that answers.
+pub(super) fn balancers(facts: &Facts) -> Check {
+    let answering = answered(&facts.balancers).count();
+    if answering == 0 {
+        return Check::unknown("balancers", "no balancer answers");
+    }
+    let mut ejected: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for balancer in answered(&facts.balancers) {
+        for server in &facts.servers {
+            let name = server.part.name.as_str();
+            // One that does not answer is named already; balancers do not know one another.
+            if server.tier == Role::Balancer || server.seen.is_err() {
+                continue;
+            }
+            let known = balancer.servers.iter().find(|known| known.name == name);
+            if let Some(why) = gets_nothing(known) {
+                ejected.entry(name).or_default().push(format!("{}: {why}", balancer.balancer));
+            }
+        }
+    }
+    let finding = |(name, why): (&str, Vec<String>)| {
+        Finding::wrong(
+            format!("{name} answers, and gets nothing from {}", why.join("; from ")),
+            "look at the network between them, and whether all have the same secret; heartbeats and \
+             probes repeat every few seconds",
+        )
+    };
+    let summary = format!("{answering} balancers send requests to every server that answers");
+    Check::new("balancers", summary, ejected.into_iter().map(finding).collect())
+}
+
+/// Why a balancer sends it no requests.
+fn gets_nothing(known: Option<&ServerStatus>) -> Option<String> {
+    match known {
+        None => Some("it does not know it".to_owned()),
+        Some(known) if known.health == Health::Ready => None,
+        Some(known) => Some(match &known.reason {
+            Some(reason) => format!("{}, {reason}", known.health),
+            None => known.health.to_string(),
+        }),
+    }
+}
+
+/// The leader keeps every front end's cache fresh.
+pub(super) fn caches(facts: &Facts) -> Check {
+    let Some(leader) = facts.leader() else {
+        return Check::unknown("caches", "no replica leads: nothing is answered from caches");
+    };
+    let served: BTreeSet<_> = leader.front_ends.iter().map(String::as_str).collect();
+    let configured = || facts.of_tier(Role::Frontend).map(|server| server.part.name.as_str());
+    let without = configured().filter(|name| facts.answers(name) && !served.contains(name));
+    let mut findings: Vec<_> = without
+        .map(|name| {
+            Finding::warning(
+                format!("{name} hears of no changes: it asks the catalog for every read"),
+                format!("look at the network between it and {}, the leader", leader.name),
+            )
+        })
+        .collect();
+    let configured: BTreeSet<_> = configured().collect();
+    findings.extend(served.difference(&configured).map(|name| {
+        Finding::warning(
+            format!("{name} hears of changes and is not in the configuration"),
+            format!("add it to {}, or stop it: every sale waits for it", facts.config),
+        )
+    }));
+    let summary = format!("{} front ends hear of every change", served.len());
+    Check::new("caches", summary, findings)
+}
+
+/// Machines agree about the time, for people who read logs.
+pub(super) fn clocks(facts: &Facts) -> Check {
+    if seen(facts).next().is_none() {
+        return Check::unknown("clocks", "no server answers");
+    }
+    let mut findings = Vec::new();
+    let mut furthest_ms = 0;
+    for (server, (ahead_ms, error_ms)) in
+        seen(facts).filter_map(|(server, seen)| Some((server, seen.clock_ms?)))
+    {
+        let certain_ms = ahead_ms.unsigned_abs().saturating_sub(error_ms);
+        furthest_ms = furthest_ms.max(certain_ms);
+        if certain_ms > CLOCK_WARNING_MS {
+            let direction = if ahead_ms > 0 { "ahead of" } else { "behind" };
+            let seconds = ahead_ms.unsigned_abs() as f64 / 1e3;
+            findings.push(Finding::warning(
+                format!("{}'s clock is {seconds:.1} s {direction} this machine's", server.part.name),
+                "have both set by NTP. Promises do not depend on it; times in logs and of orders do",
+            ));
+        }
+    }
+    Check::new("clocks", format!("within {furthest_ms} ms of this machine's"), findings)
+}
+
+/// All run the same program, and replicas write the same formats.
+pub(super) fn versions(facts: &Facts) -> Check {
+    let mut versions: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (server, seen) in seen(facts) {
+        let version = seen.readyz.version.as_deref().unwrap_or("an unknown version");
+        versions.entry(version).or_default().push(&server.part.name);
+    }
+    let Some(version) = versions.keys().next() else {
+        return Check::unknown("versions", "no server answers");
+    };
+    let mut findings = Vec::new();
+    if versions.len() > 1 {
+        let each =
+            versions.iter().map(|(version, names)| format!("{version} ({})", names.join(", ")));
+        findings.push(Finding::warning(
+            format!("servers run {}", each.collect::<Vec<_>>().join(" and ")),
+            "finish the upgrade: restart those of the older version with the newer one, one at a time",
+        ));
+    }
+    let formats: Vec<_> = answered(&facts.health).map(|health| health.formats).collect();
+    if formats.windows(2).any(|pair| pair[0] != pair[1]) {
+        findings.push(Finding::warning(
+            "replicas write different formats; those of the older program refuse the newer ones' \
+             snapshots",
+            "finish the upgrade soon",
+        ));
+    }
+    let formats = formats.first().map_or(String::new(), |formats| {
+        let (log, database) = (formats.log, formats.database);
+        format!("; formats: log {log}, database {database}, snapshot {}", formats.snapshot)
+    });
+    Check::new("versions", format!("{version} everywhere{formats}"), findings)
+}
+
+/// The servers that answer.
+fn seen(facts: &Facts) -> impl Iterator<Item = (&Server, &Seen)> {
+    facts.servers.iter().filter_map(|server| Some((server, server.seen.as_ref().ok()?)))
+}
