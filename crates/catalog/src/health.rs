@@ -22,18 +22,19 @@ pub(crate) fn routes() -> Router<Arc<Shared>> {
     Router::new().route(health::PATH, get(health)).route("/verify", get(verify))
 }
 
-async fn health(State(shared): State<Arc<Shared>>) -> Result<Json<ReplicaHealth>, Problem> {
-    let free_bytes = shared.env.files.free_bytes(&shared.dir).map_err(|error| {
-        let dir = shared.dir.display();
-        Problem::unavailable(format!("cannot tell how much room there is in {dir}: {error}"))
-    })?;
+async fn health(State(shared): State<Arc<Shared>>) -> Json<ReplicaHealth> {
     let formats = Formats {
         log: log::VERSION,
         database: state::SCHEMA_VERSION,
         snapshot: state::SNAPSHOT_VERSION,
     };
-    let name = shared.server.name.clone();
-    Ok(Json(StatusCode::OK, ReplicaHealth { name, free_bytes, formats }))
+    let health = ReplicaHealth {
+        name: shared.server.name.clone(),
+        free_bytes: shared.room.free_bytes(),
+        min_free_bytes: shared.settings.min_free_bytes,
+        formats,
+    };
+    Json(StatusCode::OK, health)
 }
 
 /// Reads the whole database and checks what must hold in it: stock adds up, counts and the state

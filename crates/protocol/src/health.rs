@@ -31,6 +31,8 @@ pub struct ReplicaHealth {
     pub name: String,
     /// Bytes that can still be written where its data is.
     pub free_bytes: u64,
+    /// With less than this it takes no changes.
+    pub min_free_bytes: u64,
     /// The formats that it writes.
     pub formats: Formats,
 }

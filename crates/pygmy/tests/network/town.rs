@@ -18,7 +18,7 @@ pub(crate) async fn town(layout: Layout) -> Option<Town> {
     match Network::new(&servers) {
         Ok(network) => {
             let network = Arc::new(network);
-            let store = Store::start_across(Arc::clone(&network) as _, layout).await;
+            let store = Store::start_across(Arc::clone(&network) as _, layout, "", |_| {}).await;
             Some(Town { store: Arc::new(store), network })
         }
         Err(why) => {

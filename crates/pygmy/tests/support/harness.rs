@@ -108,18 +108,18 @@ impl Store {
         prepare: impl FnOnce(&Store),
     ) -> Store {
         let machine = ThisMachine(free_ports(&Env::production(), 20));
-        let store = Store::configured(Arc::new(machine), layout, settings);
+        Store::start_across(Arc::new(machine), layout, settings, prepare).await
+    }
+
+    /// The same on machines of the caller's choice.
+    pub(crate) async fn start_across(
+        machines: Arc<dyn Machines>,
+        layout: Layout,
+        settings: &str,
+        prepare: impl FnOnce(&Store),
+    ) -> Store {
+        let mut store = Store::configured(machines, layout, settings);
         prepare(&store);
-        store.started().await
-    }
-
-    /// A store with the seven books on other machines than this one, ready.
-    pub(crate) async fn start_across(machines: Arc<dyn Machines>, layout: Layout) -> Store {
-        Store::configured(machines, layout, "").started().await
-    }
-
-    async fn started(self) -> Store {
-        let mut store = self;
         for name in store.names() {
             store.spawn(&name);
         }

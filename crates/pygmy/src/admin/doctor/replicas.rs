@@ -1,6 +1,9 @@
 //! Of the replicas: who belongs to the cluster, and is what they store right?
 
-use pygmy_protocol::registration::{CatalogStatus, MemberStatus};
+use pygmy_protocol::{
+    health::ReplicaHealth,
+    registration::{CatalogStatus, MemberStatus},
+};
 
 use super::{
     super::ask::answered,
@@ -12,9 +15,8 @@ use crate::config::Part;
 /// Voters of which one may be lost.
 const VOTERS_MIN: usize = 3;
 const MIB: u64 = 1024 * 1024;
-/// With less room than this a disk will be full before long, and then is.
-pub(super) const ROOM_WARNING_BYTES: u64 = 1024 * MIB;
-pub(super) const ROOM_WRONG_BYTES: u64 = 128 * MIB;
+/// A disk with less than so many times what a replica needs to go on will be full before long.
+const ROOM_WARNING_FACTOR: u64 = 4;
 
 /// The cluster is made of the configured replicas, each on the disk that the others know it by.
 pub(super) fn members(facts: &Facts) -> Check {
@@ -152,27 +154,42 @@ fn rebuild(facts: &Facts, replica: &str) -> String {
 
 /// There is room where the replicas keep their data.
 pub(super) fn disks(facts: &Facts) -> Check {
-    let finding = |name: &str, free: u64| {
-        let what = format!("{name} has {} MiB left where its data is", free / MIB);
-        let dir = facts.process_of(name).map_or("its data directory", |process| &process.dir);
-        let todo = format!("make room on the disk of {dir}, or give it a larger one");
-        if free < ROOM_WRONG_BYTES {
-            return Some(Finding::wrong(what, todo));
-        }
-        (free < ROOM_WARNING_BYTES).then(|| Finding::warning(what, todo))
-    };
+    if facts.health.is_empty() {
+        return Check::unknown("disks", "no replica answers");
+    }
     let findings = facts.health.iter().filter_map(|(part, health)| match health {
-        Ok(health) => finding(&part.name, health.free_bytes),
+        Ok(health) => room(facts, &part.name, health),
         Err(why) => Some(Finding::warning(
             format!("{} does not say how much room it has: {why}", part.name),
             "look at the disk yourself; a server of an older version does not know this question",
         )),
     });
-    if facts.health.is_empty() {
-        return Check::unknown("disks", "no replica answers");
-    }
     let least = answered(&facts.health).map(|health| health.free_bytes).min().unwrap_or(0);
-    let summary =
-        format!("every replica has {:.1} GiB left or more", least as f64 / 1024.0 / MIB as f64);
-    Check::new("disks", summary, findings.collect())
+    let least_gib = least as f64 / 1024.0 / MIB as f64;
+    Check::new(
+        "disks",
+        format!("every replica has {least_gib:.1} GiB left or more"),
+        findings.collect(),
+    )
+}
+
+/// What is to be said of the room that a replica has.
+fn room(facts: &Facts, name: &str, health: &ReplicaHealth) -> Option<Finding> {
+    let ReplicaHealth { free_bytes, min_free_bytes, .. } = *health;
+    let dir = facts.process_of(name).map_or("its data directory", |process| &process.dir);
+    let todo = format!("make room on the disk of {dir}, or give it a larger one");
+    let left = free_bytes / MIB;
+    if free_bytes < min_free_bytes {
+        let what = format!("{name} has {left} MiB left where its data is, and takes no changes");
+        return Some(Finding::wrong(what, todo));
+    }
+    (free_bytes < ROOM_WARNING_FACTOR * min_free_bytes).then(|| {
+        let min = min_free_bytes / MIB;
+        Finding::warning(
+            format!(
+                "{name} has {left} MiB left where its data is; below {min} MiB it takes no changes"
+            ),
+            todo,
+        )
+    })
 }

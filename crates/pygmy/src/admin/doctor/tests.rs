@@ -11,7 +11,7 @@ use super::{
     Check, Verdict,
     facts::{Facts, Process, Seen, Server, Verified},
     hashes::Hashes,
-    replicas::{ROOM_WARNING_BYTES, ROOM_WRONG_BYTES, books, disks, members, state},
+    replicas::{books, disks, members, state},
     servers::{balancers, caches, clocks, servers, versions},
 };
 use crate::config::Part;
@@ -62,7 +62,12 @@ fn status(name: &str, id: u64, role: &str) -> CatalogStatus {
 /// Three replicas and a front end, all well.
 fn facts() -> Facts {
     let formats = Formats { log: 1, database: 3, snapshot: 3 };
-    let health = |name: &str| ReplicaHealth { name: name.into(), free_bytes: 1 << 40, formats };
+    let health = |name: &str| ReplicaHealth {
+        name: name.into(),
+        free_bytes: 1 << 40,
+        min_free_bytes: 1 << 28,
+        formats,
+    };
     let names = ["c1", "c2", "c3"];
     let mut servers: Vec<_> = names.iter().map(|name| server(name, Role::Catalog)).collect();
     servers.push(server("f1", Role::Frontend));
@@ -123,14 +128,11 @@ fn a_member_that_nobody_configured_is_a_warning() {
 
 #[test]
 fn little_room_is_a_warning_and_nearly_none_is_wrong() {
-    for (free_bytes, verdict) in [
-        (ROOM_WARNING_BYTES, Verdict::Ok),
-        (ROOM_WARNING_BYTES - 1, Verdict::Warning),
-        (ROOM_WRONG_BYTES - 1, Verdict::Wrong),
-    ] {
+    for (free_bytes, verdict) in [(400, Verdict::Ok), (399, Verdict::Warning), (99, Verdict::Wrong)]
+    {
         let mut facts = facts();
         let health = facts.health[0].1.as_mut().unwrap();
-        health.free_bytes = free_bytes;
+        (health.free_bytes, health.min_free_bytes) = (free_bytes, 100);
         assert_eq!(disks(&facts).verdict, verdict, "{free_bytes}");
     }
 }
