@@ -17,6 +17,9 @@ use crate::{log, replica::Shared, routes::with_index, state};
 /// row, in a thread of its own.
 const VERIFY_LIMIT: Duration = Duration::from_secs(600);
 
+/// The replica ends when its database is damaged: so long after the answer that says so.
+const ANSWER_FIRST: Duration = Duration::from_secs(1);
+
 /// The routes, without the secret.
 pub(crate) fn routes() -> Router<Arc<Shared>> {
     Router::new().route(health::PATH, get(health)).route("/verify", get(verify))
@@ -53,8 +56,12 @@ async fn verify(
         }
         Ok(Some(Err(error))) => {
             tracing::error!(%error, "the database does not add up");
-            shared.damage.report(&error);
             let detail = format!("the database does not add up: {error}");
+            let env = shared.env.clone();
+            env.clone().spawn(async move {
+                env.sleep(ANSWER_FIRST).await;
+                shared.damage.report(&error);
+            });
             Err(Problem::new(Code::Damaged, detail))
         }
         Ok(None) | Err(_) => {

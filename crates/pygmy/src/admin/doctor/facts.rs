@@ -61,6 +61,8 @@ pub(super) enum Verified {
     AddsUp,
     /// It does not, and why.
     Damaged(String),
+    /// There is no result yet, and why.
+    NotYet(String),
 }
 
 /// Everything that is judged.
@@ -173,7 +175,7 @@ fn answering(replicas: &Answers<CatalogStatus>) -> Vec<Part> {
     replicas.iter().filter(|(_, answer)| member(answer)).map(|(part, _)| part.clone()).collect()
 }
 
-/// Has all of them check their databases.
+/// Has all of them check their databases; an error if one does not answer to the end.
 async fn verify(env: &Env, secret: &Secret, replicas: Vec<Part>) -> Answers<Verified> {
     each(env, replicas, |url| {
         let (env, secret) = (env.clone(), secret.clone());
@@ -185,7 +187,7 @@ async fn verify(env: &Env, secret: &Secret, replicas: Vec<Part>) -> Answers<Veri
             let problem = answer.problem();
             match problem.code {
                 Code::Damaged => Ok(Verified::Damaged(problem.detail.into_owned())),
-                _ => Err(problem.to_string()),
+                _ => Ok(Verified::NotYet(problem.detail.into_owned())),
             }
         }
     })

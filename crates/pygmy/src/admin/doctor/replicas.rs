@@ -72,11 +72,10 @@ fn identity(
     leader: &CatalogStatus,
     status: &CatalogStatus,
 ) -> Option<Finding> {
-    let server = facts.process_of(name).map_or(name, |process| &process.name);
     let Some(known) = leader.members.iter().find(|member| member.name == status.name) else {
         return Some(Finding::wrong(
             format!("{name} runs and does not belong to the cluster"),
-            format!("`pygmy admin add-replica {server}`, or stop it"),
+            format!("`pygmy admin add-replica {}`, or stop it", server(facts, name)),
         ));
     };
     (known.id != status.id).then(|| {
@@ -125,12 +124,20 @@ pub(super) fn books(facts: &Facts) -> Check {
         let Part { name, .. } = part;
         match verified {
             Ok(Verified::AddsUp) => None,
-            Ok(Verified::Damaged(why)) => {
-                Some(Finding::wrong(format!("{name}: {why}"), rebuild(facts, name)))
-            }
-            Err(why) => Some(Finding::warning(
-                format!("{name} could not be checked: {why}"),
+            Ok(Verified::Damaged(why)) => Some(Finding::wrong(
+                format!("{name}: {why}"),
+                format!(
+                    "it ends; start {} again: it begins anew, with what the others have",
+                    server(facts, name)
+                ),
+            )),
+            Ok(Verified::NotYet(why)) => Some(Finding::warning(
+                format!("{name} is not checked: {why}"),
                 "run this again, when less is going on",
+            )),
+            Err(why) => Some(Finding::wrong(
+                format!("{name} did not answer to the end of the check: {why}"),
+                format!("its log says why; if it has ended, start {} again", server(facts, name)),
             )),
         }
     };
@@ -140,7 +147,12 @@ pub(super) fn books(facts: &Facts) -> Check {
     Check::new("books", summary, findings)
 }
 
-/// How a replica with wrong data is put right.
+/// The name of the server that a replica is in.
+fn server<'a>(facts: &'a Facts, replica: &'a str) -> &'a str {
+    facts.process_of(replica).map_or(replica, |process| &process.name)
+}
+
+/// How a replica is put right that has something else than the others, and does not see that.
 fn rebuild(facts: &Facts, replica: &str) -> String {
     match facts.process_of(replica) {
         Some(process) => format!(
