@@ -167,7 +167,7 @@ impl Forwarder {
                 break;
             }
             let result = self.attempt(&server, call).await;
-            was_sent = !matches!(result, Err(Failure::NotSent(_)));
+            was_sent = !matches!(result, Err(Failure::Refused(_) | Failure::NotSent(_)));
             if let Some(answer) = attempts.judge(call, result) {
                 return answer;
             }

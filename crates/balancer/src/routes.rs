@@ -93,6 +93,7 @@ impl Routes {
             served: self.forwarder.load().served(),
             leader: false,
             respawns: 0,
+            story: None,
         }
     }
 }

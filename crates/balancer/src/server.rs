@@ -217,6 +217,7 @@ impl Server {
             served: self.load.served(),
             leader: leads && health != Health::Dead,
             respawns: 0,
+            story: None,
         }
     }
 

@@ -51,5 +51,6 @@ pub(crate) fn registration(name: &str, role: Role) -> Registration {
         heartbeat_ms: 1000,
         ready: true,
         leads_term: None,
+        caught_up: None,
     }
 }

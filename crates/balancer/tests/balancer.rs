@@ -232,6 +232,7 @@ async fn a_server_keeps_itself_registered_with_every_balancer_until_it_stops() {
     let server = ServerConfig {
         name: "order-1".to_owned(),
         url: order.url.clone(),
+        process: "process-1".to_owned(),
         secret: secret(),
         limits: Limits::default(),
         balancers: balancers.iter().map(|balancer| Arc::clone(&balancer.upstream)).collect(),

@@ -48,6 +48,7 @@ impl Cluster {
             let server = ServerConfig {
                 name: address.name.clone(),
                 url: address.url.clone(),
+                process: "process-1".to_owned(),
                 secret: secret.clone(),
                 limits: Limits::default(),
                 balancers: Vec::new(),

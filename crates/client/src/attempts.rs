@@ -26,7 +26,7 @@ impl Attempts {
     /// server may be tried.
     pub fn judge(&mut self, call: &Call, result: Result<Answer, Failure>) -> Option<Answer> {
         match result {
-            Err(Failure::NotSent(reason)) => self.reason = Some(reason),
+            Err(Failure::Refused(reason) | Failure::NotSent(reason)) => self.reason = Some(reason),
             Err(Failure::Unanswered(reason)) => {
                 self.reason = Some(reason);
                 self.maybe_done |= !call.is_read();

@@ -138,6 +138,10 @@ impl IntoResponse for Answer {
 /// A call without an answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
+    /// Nobody listens there: the host is up and the server is not. The request certainly had no
+    /// effect.
+    #[error("refused: {0}")]
+    Refused(String),
     /// The request certainly had no effect.
     #[error("not sent: {0}")]
     NotSent(String),

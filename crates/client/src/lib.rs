@@ -7,7 +7,8 @@
 //! "certainly not done" (503) and "may have been done" (504).
 //!
 //! Servers make themselves known to the balancers through [`register`], and open streams of
-//! their own through [`upgrade`].
+//! their own through [`upgrade`]. Balancers and front ends [`watch`] the processes of the cluster, and
+//! start those again that are lost.
 //!
 //! Customers use the store through a [`store::Store`], its operator through an
 //! [`operator::Operator`], who changes the catalog's membership through [`members::Members`]; the client process of the reference design ([`process`]) and its test
@@ -23,6 +24,7 @@ mod upstream;
 
 pub mod register;
 pub mod upgrade;
+pub mod watch;
 
 pub mod members;
 pub mod operator;

@@ -5,6 +5,7 @@
 //! the server had closed in the meantime costs nothing but a second try.
 
 use std::{
+    io,
     sync::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -115,8 +116,13 @@ impl Pool {
 
     async fn connect(&self) -> Result<Sender, Failure> {
         let connection = self.env.connect(&self.authority, CONNECT_TIMEOUT).await;
-        let connection = connection
-            .map_err(|e| not_sent(format!("cannot connect to {}: {e}", self.authority)))?;
+        let connection = connection.map_err(|error| {
+            let why = format!("cannot connect to {}: {error}", self.authority);
+            match error.kind() {
+                io::ErrorKind::ConnectionRefused => Failure::Refused(why),
+                _ => Failure::NotSent(why),
+            }
+        })?;
         let (sender, driver) =
             http1::handshake(TokioIo::new(connection)).await.map_err(not_sent)?;
         self.env.spawn(async move {

@@ -17,7 +17,7 @@ use pygmy_protocol::{
 };
 use tokio::sync::watch;
 
-use crate::{Answer, Call, Failure, Upstream};
+use crate::{Answer, Call, Upstream};
 
 /// Longest wait for a balancer's answer to a heartbeat.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -112,7 +112,7 @@ impl Heartbeat {
         match self.balancer.send(&call, HEARTBEAT_TIMEOUT).await {
             Ok(answer) if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND => {}
             // A balancer that is gone as well needs no goodbye.
-            Ok(_) | Err(Failure::NotSent(_) | Failure::Unanswered(_)) => {
+            Ok(_) | Err(_) => {
                 tracing::debug!(balancer = self.balancer.url(), "could not say goodbye");
             }
         }

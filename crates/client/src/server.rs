@@ -24,6 +24,8 @@ pub struct ServerConfig {
     pub name: String,
     /// Its base URL, as others reach it.
     pub url: String,
+    /// Names its process: random, new with every start.
+    pub process: String,
     /// The cluster's secret.
     pub secret: Secret,
     /// What it takes from one caller.
@@ -54,6 +56,7 @@ impl ServerConfig {
     pub fn probes(&self, role: Role, readiness: &Readiness) -> Probes {
         Probes {
             name: self.name.clone(),
+            process: self.process.clone(),
             tier: role.as_str(),
             readiness: readiness.clone(),
             metrics: self.metrics.clone(),
@@ -77,6 +80,7 @@ impl ServerConfig {
             heartbeat_ms: self.heartbeat.as_millis() as u64,
             ready: readiness.is_ready(),
             leads_term: None,
+            caught_up: None,
         };
         let (sender, receiver) = watch::channel(first);
         let sender = Arc::new(sender);

@@ -340,7 +340,9 @@ impl Servers {
                     asked.reached = true;
                     asked.reason.clone_from(reason);
                 }
-                Err(Failure::NotSent(reason)) => asked.reason.clone_from(reason),
+                Err(Failure::Refused(reason) | Failure::NotSent(reason)) => {
+                    asked.reason.clone_from(reason)
+                }
             }
             let has_too_much =
                 result.as_ref().is_ok_and(|a| a.status == StatusCode::TOO_MANY_REQUESTS);

@@ -128,6 +128,7 @@ fn config(env: &Env, url: &str, balancers: &[&str]) -> Config {
     let server = ServerConfig {
         name: "order-1".to_owned(),
         url: url.to_owned(),
+        process: "process-1".to_owned(),
         secret: secret(),
         limits: Limits { request_timeout_ms: PATIENCE.as_millis() as u64, ..Limits::default() },
         balancers: balancers.collect(),

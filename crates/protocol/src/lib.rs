@@ -6,10 +6,10 @@
 //! them becomes a [`Problem`], the one error that clients see. In the catalog it ends as a
 //! [`command::Command`] in the log, and comes back as an [`command::Outcome`].
 //!
-//! Around that: how servers make themselves known ([`registration`]), which replicas belong to the
-//! cluster ([`members`]), what they say of themselves ([`health`]), how two servers talk over a connection of their own ([`frame`]), how the
-//! leader keeps caches fresh ([`invalidation`]),
-//! what every server counts ([`metrics`]), and the environment that every server takes its clock,
+//! Around that: how servers make themselves known ([`registration`]), what they say of themselves
+//! ([`health`]) and how they watch one another ([`watched`]), which replicas belong to the cluster
+//! ([`members`]), how two servers talk over a connection of their own ([`frame`]), how the leader
+//! keeps caches fresh ([`invalidation`]), what every server counts ([`metrics`]), and the environment that every server takes its clock,
 //! randomness, network, files and threads from ([`mod@env`]), so that the simulator runs the very
 //! same code.
 
@@ -32,6 +32,7 @@ pub mod health;
 pub mod invalidation;
 pub mod members;
 pub mod registration;
+pub mod watched;
 
 #[cfg(feature = "planted-bugs")]
 pub mod planted;

@@ -4,6 +4,8 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::watched::{CaughtUp, Story};
+
 /// The job of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -73,6 +75,9 @@ pub struct Registration {
     /// The term in which this catalog replica leads, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leads_term: Option<u64>,
+    /// What this catalog replica had to get from the others since its start, once it was ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caught_up: Option<CaughtUp>,
 }
 
 /// How a balancer sees a server.
@@ -120,8 +125,11 @@ pub struct ServerStatus {
     pub served: u64,
     /// Whether it leads the catalog.
     pub leader: bool,
-    /// How often it was started again. Stays 0 until balancers respawn servers.
+    /// How often its process was started again, as far as the watchers remember.
     pub respawns: u64,
+    /// How its process was last lost and came back, if it ever was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub story: Option<Story>,
 }
 
 /// `GET /servers`.

@@ -10,7 +10,7 @@ use std::{
 
 use pygmy_protocol::{
     Env,
-    env::{FakeDisk, Random},
+    env::{FakeDisk, NoProcesses, Random},
     http::{Secret, Stopper, shutdown},
 };
 use xxhash_rust::xxh3::xxh3_64;
@@ -217,6 +217,7 @@ impl Cluster {
             files: Arc::new(disk),
             random: Arc::new(self.rng.fork()),
             workers: Arc::new(workers.clone()),
+            processes: Arc::new(NoProcesses),
             governor: Some(Arc::clone(tasks) as Arc<_>),
         });
         workers.belong_to(&env);

@@ -257,7 +257,7 @@ impl Client {
                     }
                     _ => return Answered::Refused(answer.problem().code),
                 },
-                Err(Failure::NotSent(_)) => {}
+                Err(Failure::Refused(_) | Failure::NotSent(_)) => {}
                 Err(Failure::Unanswered(_)) => maybe_done = true,
             }
             self.env.sleep(Duration::from_millis(self.rng.between(5, 300))).await;

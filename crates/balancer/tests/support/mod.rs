@@ -88,6 +88,7 @@ impl Balancer {
         let server = ServerConfig {
             name: "balancer-1".to_owned(),
             url: url.clone(),
+            process: "process-1".to_owned(),
             secret: secret(),
             limits: Limits { request_timeout_ms: PATIENCE.as_millis() as u64, ..Limits::default() },
             balancers: Vec::new(),
@@ -143,6 +144,7 @@ pub(crate) fn registration(name: &str, role: Role, url: &str) -> Registration {
         heartbeat_ms: 60_000,
         ready: true,
         leads_term: None,
+        caught_up: None,
     }
 }
 

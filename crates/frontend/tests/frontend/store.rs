@@ -324,6 +324,7 @@ async fn listen(env: &Env, router: Router, shutdown: Shutdown) -> String {
     let metrics = Metrics::new(env);
     let probes = Probes {
         name: "store".into(),
+        process: "process-1".into(),
         tier: "catalog",
         readiness: Readiness::new(),
         metrics: metrics.clone(),
@@ -371,6 +372,7 @@ impl FrontEnd {
         let server = ServerConfig {
             name: "frontend-1".into(),
             url: url.clone(),
+            process: "process-1".into(),
             secret: secret(),
             limits,
             balancers: vec![Arc::new(Upstream::remote(env, balancer).unwrap())],

@@ -1,6 +1,7 @@
 //! The environment: everything a server may not take from the machine by itself.
 //!
-//! The clock, sleeping, randomness, the network, files and workers come in through [`Env`].
+//! The clock, sleeping, randomness, the network, files, workers and other programs come in through
+//! [`Env`].
 //! Production servers get [`Env::production`]; the simulator builds one per simulated host and
 //! runs the same `run` functions. `clippy.toml` bans the ways around it.
 //!
@@ -14,6 +15,7 @@ mod fake_disk;
 mod files;
 mod governor;
 mod network;
+mod processes;
 mod production;
 mod random;
 mod worker;
@@ -24,6 +26,7 @@ pub use fake_disk::FakeDisk;
 pub use files::{File, Files, LockGuard};
 pub use governor::Governor;
 pub use network::{Connection, Listener, Network, ReadWrite};
+pub use processes::{Ended, NoProcesses, Processes};
 pub use random::Random;
 pub use worker::{Wake, Worker, Workers};
 
@@ -45,6 +48,8 @@ pub struct Env {
     pub random: Arc<dyn Random>,
     /// Threads for blocking work.
     pub workers: Arc<dyn Workers>,
+    /// Running other programs.
+    pub processes: Arc<dyn Processes>,
     /// Who holds tasks up or ends them: nobody on a real machine.
     pub governor: Option<Arc<dyn Governor>>,
 }

@@ -7,8 +7,9 @@ use std::{
     net::SocketAddr,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
+    process::Stdio,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
     thread,
@@ -24,13 +25,14 @@ use rustix::{
     },
 };
 use tokio::{
-    io::{Interest, unix::AsyncFd},
+    io::{AsyncRead, AsyncReadExt, Interest, unix::AsyncFd},
     net::{TcpListener, TcpSocket, TcpStream},
+    process::Command,
 };
 
 use super::{
-    BoxFuture, Clock, Connection, Env, File, Files, Instant, Listener, LockGuard, Network, Random,
-    Wake, Workers,
+    BoxFuture, Clock, Connection, Ended, Env, File, Files, Instant, Listener, LockGuard, Network,
+    Processes, Random, Wake, Workers,
 };
 
 pub(super) fn environment() -> Env {
@@ -40,6 +42,7 @@ pub(super) fn environment() -> Env {
         files: Arc::new(MachineFiles),
         random: Arc::new(MachineRandom),
         workers: Arc::new(Threads),
+        processes: Arc::new(MachineProcesses),
         governor: None,
     }
 }
@@ -311,6 +314,59 @@ impl Drop for ThreadWake {
     }
 }
 
+struct MachineProcesses;
+
+/// Most that is kept of each stream of a program's output; the rest is read and dropped.
+const OUTPUT_BYTES: usize = 4096;
+/// Time for the rest of the output after the end. A program that was left running may hold the
+/// streams open for good.
+const OUTPUT_REST: Duration = Duration::from_millis(100);
+
+impl Processes for MachineProcesses {
+    fn run<'a>(&'a self, command: &'a [String]) -> BoxFuture<'a, io::Result<Ended>> {
+        Box::pin(async move {
+            let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
+            let mut child = Command::new(program)
+                .args(arguments)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                // Out of the terminal's group: Ctrl-C is for the server.
+                .process_group(0)
+                .kill_on_drop(true)
+                .spawn()?;
+            let (stdout, stderr) = (Mutex::default(), Mutex::default());
+            let streams = (child.stdout.take(), child.stderr.take());
+            let reading =
+                async { tokio::join!(drain(streams.0, &stdout), drain(streams.1, &stderr)) };
+            tokio::pin!(reading);
+            let status = tokio::select! {
+                status = child.wait() => {
+                    let _ = tokio::time::timeout(OUTPUT_REST, reading).await;
+                    status?
+                }
+                _ = &mut reading => child.wait().await?,
+            };
+            let text = |bytes: &Mutex<Vec<u8>>| {
+                let bytes = bytes.lock().unwrap_or_else(PoisonError::into_inner);
+                String::from_utf8_lossy(&bytes).trim().to_owned()
+            };
+            let output = [text(&stdout), text(&stderr)].join("\n").trim().to_owned();
+            Ok(Ended { success: status.success(), how: status.to_string(), output })
+        })
+    }
+}
+
+async fn drain(stream: Option<impl AsyncRead + Unpin>, kept: &Mutex<Vec<u8>>) {
+    let Some(mut stream) = stream else { return };
+    let mut buffer = [0; 1024];
+    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = OUTPUT_BYTES - kept.len();
+        kept.extend_from_slice(&buffer[..read.min(room)]);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,5 +380,33 @@ mod tests {
             env.sleep_precisely(duration).await;
             assert!(env.now().saturating_since(from) >= duration, "{micros} us");
         }
+    }
+
+    async fn run(script: &str) -> Ended {
+        let command = ["sh", "-c", script].map(str::to_owned);
+        environment().processes.run(&command).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_program_says_how_it_ended_and_what_it_wrote() {
+        let ended = run("echo out; echo err >&2; exit 3").await;
+        assert_eq!(ended.output, "out\nerr");
+        assert_eq!((ended.success, ended.how.as_str()), (false, "exit status: 3"));
+        let much = run("yes | head -c 100000").await;
+        assert!(much.success && much.output.len() <= OUTPUT_BYTES, "the rest was dropped");
+    }
+
+    #[tokio::test]
+    async fn what_a_program_leaves_running_is_not_waited_for() {
+        let from = environment().now();
+        assert_eq!(run("sleep 60 & echo $!").await.how, "exit status: 0");
+        assert!(environment().now().saturating_since(from) < Duration::from_secs(30));
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_not_there_is_an_error() {
+        let command = ["/no/such/program".to_owned()];
+        let error = environment().processes.run(&command).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }
 }

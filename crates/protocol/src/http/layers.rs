@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{self, get},
 };
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderName, HeaderValue, StatusCode, header};
 use tower::{Service, layer::layer_fn};
 
 use super::{Json, Limits, measure::Route};
@@ -84,6 +84,8 @@ impl Readiness {
 pub struct Probes {
     /// The server's name.
     pub name: String,
+    /// Names its process: random, new with every start.
+    pub process: String,
     /// Its job, as its requests are labelled with in the metrics.
     pub tier: &'static str,
     /// Its readiness.
@@ -103,7 +105,7 @@ pub fn wrap(router: Router, env: &Env, limits: &Limits, probes: &Probes) -> Rout
         Measured { endpoint: Arc::new(endpoint), inner }
     });
     router
-        .route("/livez", get(livez))
+        .route("/livez", get(livez).with_state(probes.process.clone()))
         .route("/readyz", get(readyz).with_state((env.clone(), probes.clone())))
         .route("/metrics", get(metrics_text).with_state(probes.metrics.clone()))
         .fallback(unknown_route)
@@ -113,8 +115,12 @@ pub fn wrap(router: Router, env: &Env, limits: &Limits, probes: &Probes) -> Rout
         .with_state(())
 }
 
-async fn livez() -> &'static str {
-    "alive\n"
+/// Says in an answer of `/livez` which process gives it.
+pub const PROCESS: HeaderName = HeaderName::from_static("pygmy-process");
+
+/// `GET /livez` of the process that calls itself so, also for routes that are not wrapped.
+pub async fn livez(State(process): State<String>) -> Response {
+    ([(PROCESS, process)], "alive\n").into_response()
 }
 
 async fn readyz(State((env, probes)): State<(Env, Probes)>) -> Response {

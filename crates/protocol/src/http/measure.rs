@@ -173,6 +173,7 @@ mod tests {
             .route("/wait", get(std::future::pending::<()>));
         let probes = Probes {
             name: "catalog-1".to_owned(),
+            process: "process-1".to_owned(),
             tier: "catalog",
             readiness: Readiness::new(),
             metrics: metrics.clone(),

@@ -17,7 +17,7 @@ mod upgrade;
 
 pub use auth::{Secret, internal};
 pub use body::{Json, empty_body, json_body, read_body, read_body_up_to};
-pub use layers::{Probes, Readiness, metrics_text, wrap};
+pub use layers::{PROCESS, Probes, Readiness, livez, metrics_text, wrap};
 pub(crate) use measure::Routes;
 pub use serve::{Shutdown, Stopper, serve, shutdown};
 pub use tier::{Fatal, Tier, run_tasks};

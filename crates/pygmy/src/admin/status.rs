@@ -280,6 +280,7 @@ mod tests {
             served: 2,
             leader: false,
             respawns: 0,
+            story: None,
         }
     }
 
