@@ -15,6 +15,9 @@
 //! that hang while their heartbeat goes on. Health is never stored, but judged from these facts
 //! and the clock whenever somebody asks, so that nothing has to run for an expiry to take effect.
 //!
+//! Its [`Watcher`] looks at processes and not at tiers, and starts those again that are lost;
+//! `GET /servers` tells what that remembers of each.
+//!
 //! Balancers share nothing and do not know one another. Each keeps its own table, and all of them
 //! work at the same time.
 //!
@@ -48,7 +51,10 @@ pub use settings::Settings;
 
 use std::sync::Arc;
 
-use pygmy_client::{LocalRouter, ServerConfig};
+use pygmy_client::{
+    LocalRouter, ServerConfig,
+    watch::{self, Watcher},
+};
 use pygmy_protocol::{
     Env,
     env::Listener,
@@ -66,6 +72,8 @@ pub struct Config {
     pub settings: Settings,
     /// The servers in the same process, which it calls without a socket.
     pub local: Vec<LocalServer>,
+    /// What watches the processes of the cluster, if this one does.
+    pub watcher: Option<Arc<Watcher>>,
 }
 
 /// A server in the balancer's own process. It registers like any other; name, role and URL are
@@ -82,12 +90,12 @@ pub struct LocalServer {
     pub router: LocalRouter,
 }
 
-/// Starts a balancer: its routes, and the task that probes the registered servers.
+/// Starts a balancer: its routes, the task that probes the registered servers, and its watcher.
 ///
 /// # Errors
 /// A setting is out of range.
 pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fatal> {
-    let Config { server, settings, local } = config;
+    let Config { server, settings, local, watcher } = config;
     settings.check().map_err(Fatal)?;
     let readiness = Readiness::new();
     let registry = Arc::new(Registry::new(env, &settings, local));
@@ -99,14 +107,17 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
     }
     metrics::register(&registry, &server.metrics);
     let prober = Prober::new(env, &settings, Arc::clone(&registry));
-    let probing = env.spawn(prober.run(readiness.clone(), shutdown));
+    let mut tasks = vec![env.spawn(prober.run(readiness.clone(), shutdown.clone()))];
+    tasks.extend(watcher.clone().map(|watcher| env.spawn(watcher.run(shutdown))));
     let forwarder = Forwarder::new(env, &server, &settings, Arc::clone(&registry));
     let (secret, limits) = (server.secret.clone(), server.limits.clone());
     let metrics = server.metrics.clone();
     let probes = server.probes(Role::Balancer, &readiness);
-    let routes = Routes { env: env.clone(), server, readiness, registry, forwarder };
-    let router = wrap(internal(routes.into_router(), &secret), env, &limits, &probes);
-    Ok(Tier { router, metrics, tasks: vec![probing], background: Vec::new() })
+    let watched = watcher.clone().map(watch::routes).unwrap_or_default();
+    let routes = Routes { env: env.clone(), server, readiness, registry, forwarder, watcher };
+    let router = routes.into_router().merge(watched);
+    let router = wrap(internal(router, &secret), env, &limits, &probes);
+    Ok(Tier { router, metrics, tasks, background: Vec::new() })
 }
 
 /// Starts a balancer and serves it on `listener` until `shutdown`.

@@ -13,6 +13,7 @@ use pygmy_client::Upstream;
 use pygmy_protocol::{
     Code, Env, Problem,
     registration::{Registration, Role, ServerStatus},
+    watched::Story,
 };
 
 use crate::{
@@ -133,13 +134,18 @@ impl Registry {
         servers.values().filter(|s| s.expired_for(now).is_none()).cloned().collect()
     }
 
-    /// What `GET /servers` tells of each, by name.
-    pub(crate) fn statuses(&self) -> Vec<ServerStatus> {
+    /// What `GET /servers` tells of each, by name, with what is `remembered` of its process.
+    pub(crate) fn statuses(
+        &self,
+        remembered: impl Fn(&str) -> (u64, Option<Story>),
+    ) -> Vec<ServerStatus> {
         let now = self.env.now();
         let newest_term = self.newest_term.load(Ordering::Relaxed);
         let servers = self.servers.read().unwrap_or_else(PoisonError::into_inner);
         let leads = |server: &Server| server.leads_term() == Some(newest_term);
-        servers.values().map(|server| server.status(leads(server), now)).collect()
+        let status =
+            |server: &Arc<Server>| server.status(leads(server), remembered(&server.name), now);
+        servers.values().map(status).collect()
     }
 
     /// Tells the log of servers that have expired, and forgets those that did so long ago.
@@ -240,7 +246,7 @@ mod tests {
         }
 
         fn status(&self, name: &str) -> ServerStatus {
-            self.registry.statuses().into_iter().find(|s| s.name == name).unwrap()
+            self.registry.statuses(|_| (0, None)).into_iter().find(|s| s.name == name).unwrap()
         }
 
         fn candidates(&self, role: Role) -> Vec<String> {
@@ -320,7 +326,7 @@ mod tests {
         assert_eq!(table.health("a"), Health::Dead);
         table.advance_ms(1);
         table.registry.sweep();
-        assert!(table.registry.statuses().is_empty());
+        assert!(table.registry.statuses(|_| (0, None)).is_empty());
     }
 
     #[test]
@@ -407,7 +413,7 @@ mod tests {
         table.register(&order("a"));
         table.registry.leave("a");
         table.registry.leave("a");
-        assert!(table.registry.statuses().is_empty());
+        assert!(table.registry.statuses(|_| (0, None)).is_empty());
     }
 
     #[test]
@@ -462,6 +468,6 @@ mod tests {
             let problem = table.registry.register(&registration).unwrap_err();
             assert_eq!(problem.code, Code::BadValue, "{registration:?}");
         }
-        assert!(table.registry.statuses().is_empty());
+        assert!(table.registry.statuses(|_| (0, None)).is_empty());
     }
 }

@@ -10,7 +10,7 @@ use axum::{
     routing::{any, delete, get, post},
 };
 use http::{HeaderMap, StatusCode};
-use pygmy_client::ServerConfig;
+use pygmy_client::{ServerConfig, watch::Watcher};
 use pygmy_protocol::{
     Code, Env, Problem, RequestContext,
     http::{Json, Readiness, json_body, read_body},
@@ -47,6 +47,7 @@ pub(crate) struct Routes {
     pub(crate) readiness: Readiness,
     pub(crate) registry: Arc<Registry>,
     pub(crate) forwarder: Forwarder,
+    pub(crate) watcher: Option<Arc<Watcher>>,
 }
 
 impl Routes {
@@ -79,6 +80,18 @@ impl Routes {
         json_body(headers, &body)?;
         serde_json::from_slice(&body)
             .map_err(|e| Problem::new(Code::BadBody, format!("the body is not as expected: {e}")))
+    }
+
+    /// All servers, with what the watcher remembers of their processes.
+    fn statuses(&self) -> Vec<ServerStatus> {
+        let remembered = |name: &str| {
+            self.watcher.as_ref().map(|watcher| watcher.story_of(name)).unwrap_or_default()
+        };
+        let mut servers = self.registry.statuses(remembered);
+        let (respawns, story) = remembered(&self.server.name);
+        servers.push(ServerStatus { respawns, story, ..self.own_status() });
+        servers.sort_by(|a, b| (a.role, &a.name).cmp(&(b.role, &b.name)));
+        servers
     }
 
     fn own_status(&self) -> ServerStatus {
@@ -124,8 +137,6 @@ async fn leave(
 }
 
 async fn servers(State(routes): State<Arc<Routes>>) -> Response {
-    let mut servers = routes.registry.statuses();
-    servers.push(routes.own_status());
-    servers.sort_by(|a, b| (a.role, &a.name).cmp(&(b.role, &b.name)));
+    let servers = routes.statuses();
     Json(StatusCode::OK, Servers { balancer: routes.server.name.clone(), servers }).into_response()
 }

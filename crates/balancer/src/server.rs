@@ -12,6 +12,7 @@ use pygmy_client::Upstream;
 use pygmy_protocol::{
     env::Instant,
     registration::{Health, Registration, Role, ServerStatus},
+    watched::{CaughtUp, Story},
 };
 
 use crate::{breaker::Breaker, metrics::Counters, settings::Settings};
@@ -55,6 +56,7 @@ struct Standing {
     /// When `wants_traffic` last changed.
     changed_at: Instant,
     leads_term: Option<u64>,
+    caught_up: Option<CaughtUp>,
     /// The last probe that was answered: ready, or why not.
     probe: Option<Result<(), String>>,
     /// Probes in a row that were not answered, and why the last was not.
@@ -90,6 +92,7 @@ impl Server {
             wants_traffic: registration.ready,
             changed_at: now,
             leads_term: registration.leads_term,
+            caught_up: registration.caught_up,
             probe: None,
             silent: 0,
             silence: String::new(),
@@ -125,6 +128,7 @@ impl Server {
             standing.heard_at = now;
             standing.heartbeat = Duration::from_millis(registration.heartbeat_ms);
             standing.leads_term = registration.leads_term;
+            standing.caught_up = registration.caught_up;
             if standing.wants_traffic != registration.ready {
                 standing.wants_traffic = registration.ready;
                 standing.changed_at = now;
@@ -200,9 +204,18 @@ impl Server {
         self.standing().expired_for(&self.rules, now)
     }
 
-    /// Its line in `GET /servers`; `leads` is whether its term as the leader is the newest.
-    pub(crate) fn status(&self, leads: bool, now: Instant) -> ServerStatus {
+    /// Its line in `GET /servers`; `leads` is whether its term as the leader is the newest,
+    /// `remembered` how often its process was started again and how the last time.
+    pub(crate) fn status(
+        &self,
+        leads: bool,
+        remembered: (u64, Option<Story>),
+        now: Instant,
+    ) -> ServerStatus {
         let standing = self.standing();
+        let (respawns, story) = remembered;
+        let caught_up = standing.caught_up;
+        let story = story.map(|story| Story { caught_up, ..story });
         let health = match standing.health(&self.rules, now) {
             Health::Ready if !standing.breaker.admits(now) => Health::Unready,
             health => health,
@@ -216,8 +229,8 @@ impl Server {
             in_flight: self.load.in_flight(),
             served: self.load.served(),
             leader: leads && health != Health::Dead,
-            respawns: 0,
-            story: None,
+            respawns,
+            story,
         }
     }
 

@@ -2,7 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use pygmy_protocol::http::{Fatal, Readiness, Shutdown};
+use pygmy_protocol::{
+    http::{Fatal, Readiness, Shutdown},
+    registration::Registration,
+    watched::CaughtUp,
+};
+use tokio::sync::watch;
 
 use crate::replica::Shared;
 
@@ -20,9 +25,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) async fn watch_readiness(
     shared: Arc<Shared>,
     readiness: Readiness,
+    registration: Arc<watch::Sender<Registration>>,
     mut shutdown: Shutdown,
 ) -> Result<(), Fatal> {
     let env = &shared.env;
+    let began_at = shared.log.last_index().unwrap_or(0);
     let (mut led_at, mut proved_at) = (None, None);
     loop {
         let (initialised, has_leader) = {
@@ -40,6 +47,9 @@ pub(crate) async fn watch_readiness(
             readiness.not_ready(PART, "there is no leader");
         } else if has_leader && proved_at.is_none_or(|at| now.saturating_since(at) > PATIENCE) {
             proved_at = prove(&shared, &readiness).await.then(|| env.now());
+            if proved_at.is_some() {
+                registration.send_if_modified(|registration| tell(&shared, began_at, registration));
+            }
         }
         tokio::select! {
             biased;
@@ -47,6 +57,21 @@ pub(crate) async fn watch_readiness(
             () = env.sleep(CHECK) => {}
         }
     }
+}
+
+/// Tells the balancers, once, what this replica got from the others since its log ended at
+/// `began_at`.
+fn tell(shared: &Shared, began_at: u64, registration: &mut Registration) -> bool {
+    if registration.caught_up.is_some() {
+        return false;
+    }
+    let state = shared.reader.status();
+    let installed = shared.snapshots.current().filter(|_| state.snapshot_index > began_at);
+    let snapshot_bytes = installed.and_then(|(_, file)| file.len().ok()).unwrap_or(0);
+    let entries = state.applied.map_or(0, |id| id.index).saturating_sub(began_at);
+    tracing::info!(entries, snapshot_bytes, "caught up");
+    registration.caught_up = Some(CaughtUp { entries, snapshot_bytes });
+    true
 }
 
 async fn prove(shared: &Shared, readiness: &Readiness) -> bool {

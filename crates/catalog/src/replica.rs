@@ -205,13 +205,18 @@ pub(crate) async fn start(
     let background = vec![
         env.spawn(run_batches(Arc::clone(&shared), waiting)),
         env.spawn(run_rounds(Arc::clone(&shared), reads)),
-        env.spawn(follow_raft(Arc::clone(&shared), view, registered.registration)),
+        env.spawn(follow_raft(Arc::clone(&shared), view, Arc::clone(&registered.registration))),
         env.spawn(watch_leases(Arc::clone(&shared))),
         env.spawn(watch_damage(Arc::clone(&shared))),
     ];
     let tasks = vec![
         registered.task,
-        env.spawn(watch_readiness(Arc::clone(&shared), readiness.clone(), shutdown.clone())),
+        env.spawn(watch_readiness(
+            Arc::clone(&shared),
+            readiness.clone(),
+            registered.registration,
+            shutdown.clone(),
+        )),
         env.spawn(compact_log(Arc::clone(&shared), shutdown.clone())),
         env.spawn(remove_lapsed(Arc::clone(&shared), shutdown.clone())),
         env.spawn(hand_over(Arc::clone(&shared), shutdown.clone())),

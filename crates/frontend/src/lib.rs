@@ -40,11 +40,14 @@ mod metrics;
 
 use std::{sync::Arc, time::Duration};
 
-use pygmy_client::{Balancers, ServerConfig};
+use pygmy_client::{
+    Balancers, ServerConfig,
+    watch::{self, Watcher},
+};
 use pygmy_protocol::{
     Env,
     env::Listener,
-    http::{Fatal, Readiness, Shutdown, Tier, wrap},
+    http::{Fatal, Readiness, Shutdown, Tier, internal, wrap},
     registration::Role,
 };
 use serde::{Deserialize, Serialize};
@@ -63,6 +66,8 @@ pub struct Config {
     pub catalogs: Vec<String>,
     /// The front end's own section of the configuration file.
     pub settings: Settings,
+    /// What watches the balancers, if this one does.
+    pub watcher: Option<Arc<Watcher>>,
 }
 
 /// `[frontend]` in the configuration file.
@@ -144,7 +149,7 @@ impl Settings {
 /// # Errors
 /// A setting out of range, or no balancer or catalog server to talk to.
 pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fatal> {
-    let Config { server, catalogs, settings } = config;
+    let Config { server, catalogs, settings, watcher } = config;
     settings.check().map_err(Fatal)?;
     if server.balancers.is_empty() || catalogs.is_empty() {
         let what = "a front end needs at least one balancer and one catalog server";
@@ -192,13 +197,14 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
         balancers,
     };
     let probes = server.probes(Role::Frontend, &readiness);
-    let router = wrap(routes::router(app), env, &server.limits, &probes);
-    Ok(Tier {
-        router,
-        metrics: server.metrics,
-        tasks: vec![registered.task, env.spawn(follower.run(shutdown))],
-        background: Vec::new(),
-    })
+    let mut tasks = vec![registered.task, env.spawn(follower.run(shutdown.clone()))];
+    let mut router = routes::router(app);
+    if let Some(watcher) = watcher {
+        router = router.merge(internal(watch::routes(Arc::clone(&watcher)), &server.secret));
+        tasks.push(env.spawn(watcher.run(shutdown)));
+    }
+    let router = wrap(router, env, &server.limits, &probes);
+    Ok(Tier { router, metrics: server.metrics, tasks, background: Vec::new() })
 }
 
 /// Runs a front end on `listener` until `shutdown`.

@@ -1,6 +1,6 @@
 //! The tokio runtime of a command, and the signals that end it.
 
-use std::{convert::Infallible, io, thread::available_parallelism};
+use std::{convert::Infallible, env, io, thread::available_parallelism};
 
 use anyhow::Context;
 use pygmy_protocol::Env;
@@ -55,6 +55,14 @@ fn build(threads: Option<usize>) -> io::Result<Runtime> {
             .enable_all()
             .build(),
     }
+}
+
+/// The path of this program, for commands that are to run it again.
+pub(crate) fn program() -> String {
+    let path = env::current_exe().unwrap_or_else(|_| "pygmy".into());
+    let path = path.to_string_lossy().into_owned();
+    // So Linux calls a program that was replaced; its successor has the same path.
+    path.strip_suffix(" (deleted)").map_or(path.clone(), str::to_owned)
 }
 
 /// SIGTERM and SIGINT.

@@ -97,7 +97,7 @@ impl Balancer {
             metrics: Metrics::new(&env),
         };
         let (stopper, stop) = shutdown();
-        let config = Config { server, settings, local };
+        let config = Config { server, settings, local, watcher: None };
         let running = env.spawn(pygmy_balancer::run(config, env.clone(), listener, stop));
         let upstream = Arc::new(Upstream::remote(&env, &url).unwrap());
         Balancer { env, upstream, stopper, running }

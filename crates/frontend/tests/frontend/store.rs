@@ -381,7 +381,7 @@ impl FrontEnd {
             metrics: Metrics::new(env),
         };
         let (stopper, shutdown) = shutdown();
-        let config = Config { server, catalogs, settings };
+        let config = Config { server, catalogs, settings, watcher: None };
         let task = env.spawn(pygmy_frontend::run(config, env.clone(), listener, shutdown));
         let upstream = Arc::new(Upstream::remote(env, &url).unwrap());
         FrontEnd { env: env.clone(), upstream, stopper, task }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pygmy_client::Upstream;
+use pygmy_client::{Upstream, watch};
 use pygmy_protocol::{Env, registration::Role};
 
 use super::{Config, ConfigError, ServerEntry, overrides::By};
@@ -63,7 +63,8 @@ impl Config {
         };
         of_table("balancer", document.balancer.check())?;
         of_table("frontend", document.frontend.check())?;
-        of_table("catalog", document.catalog.check())
+        of_table("catalog", document.catalog.check())?;
+        of_table("respawn", document.respawn.check())
     }
 
     fn check_servers(&self) -> Result<(), Wrong> {
@@ -72,6 +73,8 @@ impl Config {
         for (index, server) in self.servers().iter().enumerate() {
             let key = |name: &str| format!("server.{index}.{name}");
             check_server(server).map_err(|(name, message)| (key(name), message))?;
+            watch::check_command(server.respawn.as_deref().unwrap_or_default())
+                .map_err(|why| (key("respawn"), format!("respawn {why}")))?;
             if let Some(other) = names.insert(&server.name, index) {
                 let line = self.lines.nearest(&format!("server.{other}.name")).unwrap_or_default();
                 let message =

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use pygmy_client::watch;
 use pygmy_protocol::{http::Limits, registration::Role};
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +20,7 @@ pub(crate) struct Document {
     pub(crate) balancer: pygmy_balancer::Settings,
     pub(crate) frontend: pygmy_frontend::Settings,
     pub(crate) catalog: pygmy_catalog::Settings,
+    pub(crate) respawn: watch::Settings,
     #[serde(rename = "server", skip_serializing_if = "Vec::is_empty")]
     pub(crate) servers: Vec<ServerEntry>,
 }
@@ -68,6 +70,9 @@ pub(crate) struct ServerEntry {
     /// The data directory, relative to the configuration; by default the name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) dir: Option<PathBuf>,
+    /// The command that starts it again; by default that of `[respawn]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) respawn: Option<Vec<String>>,
 }
 
 /// Reads the text of the file at `path`.

@@ -92,6 +92,12 @@ impl Config {
         &self.path
     }
 
+    /// The same, from the root: for commands, which may run elsewhere.
+    pub(crate) fn absolute_path(&self) -> String {
+        let path = std::path::absolute(&self.path).unwrap_or_else(|_| self.path.clone());
+        path.to_string_lossy().into_owned()
+    }
+
     /// Everything in it, with what lies over it.
     pub(crate) fn document(&self) -> &Document {
         &self.document

@@ -38,7 +38,7 @@ fn the_commented_configuration_has_every_setting_with_its_default() {
     for key in flatten(&Document::default()).into_keys() {
         assert!(lines.get(&key).is_some(), "{key} is missing");
     }
-    for key in ["name", "role", "listen", "public_listen", "url", "dir"] {
+    for key in ["name", "role", "listen", "public_listen", "url", "dir", "respawn"] {
         assert!(lines.get(&format!("server.0.{key}")).is_some(), "{key} is missing");
     }
 }
@@ -49,8 +49,8 @@ fn an_unknown_key_or_table_names_its_line() {
     assert!(wrong.starts_with("etc/pygmy.toml:3: unknown key `hearbeat_ms`"), "{wrong}");
     let wrong = error("\n[limit]\nx = 1\n");
     assert!(wrong.starts_with("etc/pygmy.toml:2: unknown key `limit`"), "{wrong}");
-    let wrong = error(&format!("{SERVERS}respawn = \"x\"\n"));
-    assert!(wrong.starts_with("etc/pygmy.toml:7: unknown key `respawn`"), "{wrong}");
+    let wrong = error(&format!("{SERVERS}restart = \"x\"\n"));
+    assert!(wrong.starts_with("etc/pygmy.toml:7: unknown key `restart`"), "{wrong}");
 }
 
 #[test]
@@ -72,6 +72,31 @@ fn a_bad_value_names_its_line_and_key() {
         assert!(wrong.starts_with(&format!("etc/pygmy.toml:{line}: ")), "{wrong}");
         assert!(wrong.contains(word), "{wrong}");
     }
+}
+
+#[test]
+fn a_respawn_command_is_the_servers_own_or_that_of_all() {
+    let other = "[[server]]\nname = \"two\"\nrole = \"order\"\nlisten = \"127.0.0.1:1\"\n";
+    let all = "[respawn]\ncommand = [\"systemctl\", \"{action}\", \"pygmy@{name}\"]\n";
+    let own = "respawn = [\"ssh\", \"two\", \"{action}\"]\n";
+    let config = load(&format!("{all}{SERVERS}{other}{own}"), &Settings::default()).unwrap();
+    let [one, two] = &config.processes()[..] else { panic!("two servers") };
+    assert_eq!(one.command, ["systemctl", "{action}", "pygmy@{name}"]);
+    assert_eq!(two.command, ["ssh", "two", "{action}"]);
+    assert_eq!(one.watcher_url.as_deref(), Some("http://127.0.0.1:8091/balancer"));
+    assert_eq!(one.parts, ["one-frontend", "one-balancer", "one-order", "one-catalog"]);
+    assert_eq!((two.watcher_url.as_ref(), &two.parts[..]), (None, &["two".to_owned()][..]));
+    let wrong = error(&format!("[respawn]\ncommand = [\"x\",\n  \"{{nam}}\"]\n{SERVERS}"));
+    let sentence =
+        "etc/pygmy.toml:2: command has the unknown placeholder {nam}; known are {action}";
+    assert!(wrong.starts_with(sentence), "{wrong}");
+    let wrong = error(&format!("{SERVERS}respawn = [\"{{x}}\"]\n"));
+    assert!(
+        wrong.starts_with("etc/pygmy.toml:7: respawn has the unknown placeholder {x}"),
+        "{wrong}"
+    );
+    let wrong = error("[respawn]\nafter_ms = 1\n");
+    assert!(wrong.starts_with("etc/pygmy.toml:2: after_ms is 1"), "{wrong}");
 }
 
 #[test]

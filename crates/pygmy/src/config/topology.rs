@@ -3,6 +3,7 @@
 //! A server with the role `all` has a part of every tier in it: `NAME-catalog` at `URL/catalog`,
 //! and so on. To the others these parts are servers like any other.
 
+use pygmy_client::watch::Process;
 use pygmy_protocol::registration::Role;
 
 use super::{Config, ServerEntry};
@@ -36,6 +37,25 @@ impl ServerEntry {
         }
     }
 
+    /// What watchers know of it.
+    fn process(&self, command: &[String]) -> Process {
+        let tiers = [Role::Frontend, Role::Balancer, Role::Order, Role::Catalog];
+        let own = match self.role {
+            // The watcher of a process with all tiers is its balancer's.
+            Role::All | Role::Balancer => self.part(Role::Balancer),
+            Role::Frontend => self.part(Role::Frontend),
+            Role::Order | Role::Catalog => None,
+        };
+        Process {
+            name: self.name.clone(),
+            role: self.role,
+            url: self.base_url(),
+            watcher_url: own.map(|part| part.url),
+            parts: tiers.iter().filter_map(|role| Some(self.part(*role)?.name)).collect(),
+            command: self.respawn.as_deref().unwrap_or(command).to_vec(),
+        }
+    }
+
     /// The base URL of its public routes, if it has any: on the host that other servers know it
     /// by.
     pub(crate) fn public_url(&self) -> Option<String> {
@@ -62,6 +82,12 @@ impl Config {
     /// The server `name`.
     pub(crate) fn server(&self, name: &str) -> Option<&ServerEntry> {
         self.servers().iter().find(|server| server.name == name)
+    }
+
+    /// All servers, as their watchers know them.
+    pub(crate) fn processes(&self) -> Vec<Process> {
+        let command = &self.document.respawn.command;
+        self.servers().iter().map(|server| server.process(command)).collect()
     }
 
     /// The servers of one tier.

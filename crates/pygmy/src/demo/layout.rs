@@ -87,7 +87,15 @@ fn nodes(first: u16) -> Vec<ServerEntry> {
 
 fn server(name: &str, role: Role, port: u16) -> ServerEntry {
     let listen = loopback(port);
-    ServerEntry { name: name.to_owned(), role, listen, public_listen: None, url: None, dir: None }
+    ServerEntry {
+        name: name.to_owned(),
+        role,
+        listen,
+        public_listen: None,
+        url: None,
+        dir: None,
+        respawn: None,
+    }
 }
 
 fn loopback(port: u16) -> SocketAddr {

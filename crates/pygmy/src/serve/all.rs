@@ -17,8 +17,7 @@ use pygmy_client::{Call, LocalPlace, Upstream};
 use pygmy_protocol::{
     Code, Env, Problem, RequestContext,
     env::Listener,
-    http::{Fatal, Json, Shutdown, Tier, metrics_text, run_tasks, serve},
-    metrics::Metrics,
+    http::{Fatal, Json, Shutdown, Tier, livez, metrics_text, run_tasks, serve},
     registration::Role,
 };
 
@@ -47,7 +46,7 @@ pub(super) async fn run(
     }
     let limits = &tiers.config.document().limits;
     let metrics = &tiers.metrics;
-    let inside = internal_routes(env, &tiers.server.name, &places, metrics);
+    let inside = internal_routes(&tiers, &places);
     let outside = router_of(&places, Role::Frontend);
     let serving = async {
         tokio::join!(
@@ -100,21 +99,16 @@ fn router_of(places: &BTreeMap<Role, LocalPlace>, role: Role) -> Router {
     places.get(&role).map(LocalPlace::router).unwrap_or_default()
 }
 
-fn internal_routes(
-    env: &Env,
-    name: &str,
-    places: &BTreeMap<Role, LocalPlace>,
-    metrics: &Metrics,
-) -> Router {
+fn internal_routes(tiers: &Tiers, places: &BTreeMap<Role, LocalPlace>) -> Router {
     let readyz = {
-        let parts = Arc::new(parts(env, places));
-        let (env, name) = (env.clone(), name.to_owned());
+        let parts = Arc::new(parts(&tiers.env, places));
+        let (env, name) = (tiers.env.clone(), tiers.server.name.clone());
         move || async move { ready(&env, &name, &parts).await }
     };
     let mut router = Router::new()
-        .route("/livez", get(|| async { "alive\n" }))
+        .route("/livez", get(livez).with_state(tiers.process.clone()))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics_text).with_state(metrics.clone()))
+        .route("/metrics", get(metrics_text).with_state(tiers.metrics.clone()))
         .fallback(unknown_route);
     for role in places.keys() {
         // As a service and not as a nest: the tier's own fallback and layers stay what they are.

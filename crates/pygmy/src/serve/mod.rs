@@ -11,6 +11,7 @@ mod tiers;
 use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
 use anyhow::{Context, bail};
+use pygmy_client::watch;
 use pygmy_protocol::{
     Env,
     env::{Listener, Wake},
@@ -85,7 +86,8 @@ async fn serve(
     tracing::info!(name, %role, listen = %server.listen, url = server.base_url(), "serving");
     let metrics = Metrics::new(env);
     process::register(&metrics);
-    let tiers = Tiers { env: env.clone(), config, server, secret, metrics };
+    let process = env.random.hex(8);
+    let tiers = Tiers { env: env.clone(), config, server, secret, metrics, process };
     match listeners.run(tiers, stopped).await {
         Ok(()) => {
             tracing::info!(name, "stopped");
@@ -114,11 +116,19 @@ impl Listeners {
         Ok(Listeners { listener, public })
     }
 
+    /// Serves until `stopped`, and tells those that watch this process when it leaves so.
     async fn run(self, tiers: Tiers, stopped: Shutdown) -> Result<(), Fatal> {
-        match self.public {
+        let goodbye = tiers.env.spawn(say_goodbye(&tiers, stopped.clone()));
+        let result = match self.public {
             Some(public) => all::run(tiers, self.listener, public, stopped).await,
             None => run_tier(tiers, self.listener, stopped).await,
+        };
+        match &result {
+            // A panic has been reported by itself.
+            Ok(()) => drop(goodbye.await),
+            Err(_) => goodbye.abort(),
         }
+        result
     }
 }
 
@@ -139,7 +149,19 @@ pub async fn run_server(
     let server = config.server(name).with_context(|| format!("there is no server {name}"))?.clone();
     let listeners = Listeners::bind(env, &server).await?;
     let metrics = Metrics::new(env);
-    Ok(listeners.run(Tiers { env: env.clone(), config, server, secret, metrics }, stopped).await?)
+    let process = env.random.hex(8);
+    let tiers = Tiers { env: env.clone(), config, server, secret, metrics, process };
+    Ok(listeners.run(tiers, stopped).await?)
+}
+
+fn say_goodbye(tiers: &Tiers, mut stopped: Shutdown) -> impl Future<Output = ()> + use<> {
+    let (env, secret) = (tiers.env.clone(), tiers.secret.clone());
+    let (name, process) = (tiers.server.name.clone(), tiers.process.clone());
+    let processes = tiers.config.processes();
+    async move {
+        stopped.stopped().await;
+        watch::leave(&env, &processes, &name, &process, &secret).await;
+    }
 }
 
 async fn run_tier(

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use pygmy_client::{LocalRouter, ServerConfig, Upstream};
+use pygmy_client::{
+    LocalRouter, ServerConfig, Upstream,
+    watch::{self, Watcher},
+};
 use pygmy_protocol::{
     Env,
     http::{Fatal, Secret},
@@ -10,7 +13,10 @@ use pygmy_protocol::{
     registration::Role,
 };
 
-use crate::config::{Config, Part, ServerEntry};
+use crate::{
+    config::{Config, Part, ServerEntry},
+    runtime::program,
+};
 
 /// One server, about to be started.
 pub(super) struct Tiers {
@@ -19,6 +25,8 @@ pub(super) struct Tiers {
     pub(super) server: ServerEntry,
     pub(super) secret: Secret,
     pub(super) metrics: Metrics,
+    /// Names this process: random, new with every start.
+    pub(super) process: String,
 }
 
 impl Tiers {
@@ -27,6 +35,11 @@ impl Tiers {
             server: self.base(Role::Frontend, None)?,
             catalogs: self.config.urls(Role::Catalog),
             settings: self.config.document().frontend.clone(),
+            // With all tiers in one process its balancer watches.
+            watcher: match self.server.role {
+                Role::All => None,
+                _ => Some(self.watcher()?),
+            },
         })
     }
 
@@ -35,7 +48,22 @@ impl Tiers {
             server: self.base(Role::Balancer, None)?,
             settings: self.config.document().balancer.clone(),
             local: Vec::new(),
+            watcher: Some(self.watcher()?),
         })
+    }
+
+    fn watcher(&self) -> Result<Arc<Watcher>, Fatal> {
+        let document = self.config.document();
+        let config = watch::Config {
+            name: self.server.name.clone(),
+            processes: self.config.processes(),
+            settings: document.respawn.clone(),
+            interval: Duration::from_millis(document.balancer.probe_interval_ms),
+            config: self.config.absolute_path(),
+            program: program(),
+            secret: self.secret.clone(),
+        };
+        Watcher::new(config, &self.env, &self.metrics).map_err(Fatal)
     }
 
     pub(super) fn order(&self) -> Result<pygmy_order::Config, Fatal> {
@@ -69,6 +97,7 @@ impl Tiers {
         Ok(ServerConfig {
             name,
             url,
+            process: self.process.clone(),
             secret: self.secret.clone(),
             limits: document.limits.clone(),
             balancers: self.balancers(local)?,
