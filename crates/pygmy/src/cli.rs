@@ -54,6 +54,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     Demo(DemoArgs),
     Serve(ServeArgs),
+    Respawn(RespawnArgs),
     Topics(TopicsArgs),
     Search(SearchArgs),
     Lookup(LookupArgs),
@@ -150,6 +151,24 @@ pub(crate) struct ServeArgs {
     /// Stop when standard input ends: a parent that holds the other end of it has died then
     #[arg(long)]
     pub(crate) stop_with_parent: bool,
+}
+
+/// Ask a running demo to start one of its servers again
+///
+/// The command in the configuration of a demo: the servers that watch one another run it.
+#[derive(Debug, Args)]
+#[command(hide = true)]
+pub(crate) struct RespawnArgs {
+    /// dead, hung or rolling
+    pub(crate) reason: String,
+    /// Which server
+    pub(crate) name: String,
+    /// Who asks
+    #[arg(long, default_value = "somebody")]
+    pub(crate) watcher: String,
+    /// The configuration of the demo
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -55,6 +55,7 @@ fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Demo(args) => demo::run(&args),
         Command::Serve(args) => serve::run(&args),
+        Command::Respawn(args) => demo::respawn(&args),
         Command::Topics(args) => shop::topics(&args),
         Command::Search(args) => shop::search(&args),
         Command::Lookup(args) => shop::lookup(&args),

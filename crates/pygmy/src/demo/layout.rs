@@ -27,6 +27,14 @@ pub(super) struct Asked {
     pub(super) base_port: Option<u16>,
 }
 
+const RESPAWN: &str = r#"# A server that is lost is started again: those that watch it run this, which asks the demo.
+[respawn]
+command = [
+  "{program}", "respawn", "{reason}", "{name}", "--watcher", "{watcher}", "--config", "{config}",
+]
+
+"#;
+
 #[derive(Serialize)]
 struct Servers {
     server: Vec<ServerEntry>,
@@ -35,7 +43,7 @@ struct Servers {
 impl Asked {
     /// The text of a new configuration.
     pub(super) fn configuration(&self) -> anyhow::Result<String> {
-        Ok(format!("{HEAD}{}", toml::to_string(&Servers { server: self.servers() })?))
+        Ok(format!("{HEAD}{RESPAWN}{}", toml::to_string(&Servers { server: self.servers() })?))
     }
 
     /// Refuses a configuration with other servers than those that were asked for: their data

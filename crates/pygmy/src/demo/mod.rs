@@ -3,8 +3,11 @@
 //! A demo is a directory with a configuration, which [`layout`] writes when there is none, and
 //! the servers of that configuration as child processes ([`supervise`]). [`bring_up`](up) waits
 //! until they live, makes them a cluster with the [`books`](crate::books) of the reference design
-//! or the [`items`](crate::items) of a file, once, and waits until they are ready. [`report`] tells people what happens.
+//! or the [`items`](crate::items) of a file, once, and waits until they are ready. A
+//! server that is lost is noticed by those that watch it, which [`ask`] for it to be started again;
+//! it stays a child of the demo. [`report`] tells people what happens.
 
+mod ask;
 mod layout;
 mod report;
 mod supervise;
@@ -23,8 +26,14 @@ use pygmy_client::{
     store::{Patience, Store},
 };
 use pygmy_protocol::{Env, http::Secret, registration::Role};
+use tokio::sync::mpsc;
 
-use self::{report::Report, supervise::Children};
+pub(crate) use self::ask::run as respawn;
+use self::{
+    ask::Ask,
+    report::Report,
+    supervise::{Children, Event},
+};
 use crate::{
     cli::DemoArgs,
     client,
@@ -122,13 +131,18 @@ async fn demo(env: &Env, args: &DemoArgs, plan: &mut Plan) -> anyhow::Result<()>
     plan.write(env, &args.dir)?;
     let Plan { config, items, .. } = plan;
     let report = Report::new(config, &args.dir);
-    let mut children = Children::start(config, args.log_format)?;
+    let asks = ask::listen(env, &args.dir).unwrap_or_else(|error| {
+        eprintln!("pygmy: {error:#}; servers that are lost will not be started again");
+        mpsc::channel(1).1
+    });
+    let mut children = Children::start(env, config, args.log_format)?;
     let outcome = tokio::select! {
-        outcome = run_store(env, args, config, items, &mut children, &report) => outcome,
+        outcome = run_store(env, args, config, items, &mut children, asks, &report) => outcome,
         _ = signals.next() => Ok(()),
     };
     report.stopping(children.count());
     let killed = children.stop(env, &mut signals).await;
+    ask::forget(&args.dir);
     report.stopped(&killed);
     outcome
 }
@@ -139,7 +153,8 @@ async fn run_store(
     args: &DemoArgs,
     config: &Config,
     items: &mut Option<(ItemsFile, Checked)>,
-    children: &mut Children,
+    children: &mut Children<'_>,
+    mut asks: mpsc::Receiver<Ask>,
     report: &Report<'_>,
 ) -> anyhow::Result<()> {
     let secret = Secret::read(&config.secret_file())?;
@@ -153,10 +168,14 @@ async fn run_store(
         eprintln!("pygmy: {error:#}");
     }
     report.what_to_try()?;
-    while let Some(exit) = children.next_exit().await {
-        report.died(&exit);
+    while let Some(event) = children.next_event(&mut asks).await {
+        match event {
+            Event::Ended(exit) => report.died(&exit),
+            Event::Ending { name, reason, watcher } => report.ending(&name, reason, &watcher),
+            Event::Back { name, watcher, after } => report.back(&name, &watcher, after),
+        }
     }
-    bail!("no server is left")
+    bail!("no server is left, and so nobody to start one again; run the same command once more")
 }
 
 async fn run_client(env: &Env, dir: &Path, config: &Config, secret: Secret) -> anyhow::Result<()> {

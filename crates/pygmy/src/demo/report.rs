@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::BTreeMap, env, fs, path::Path, time::Duratio
 
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
-use pygmy_protocol::registration::Role;
+use pygmy_protocol::{registration::Role, watched::Reason};
 
 use super::supervise::{Children, Exit, log_file};
 use crate::{
@@ -76,7 +76,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    pub(super) fn servers(&self, children: &Children) -> anyhow::Result<()> {
+    pub(super) fn servers(&self, children: &Children<'_>) -> anyhow::Result<()> {
         let columns = [
             Column::Text("SERVER"),
             Column::Text("ROLE"),
@@ -119,8 +119,16 @@ impl<'a> Report<'a> {
     }
 
     pub(super) fn died(&self, exit: &Exit) {
-        eprintln!("{} has ended ({}); its last words:", exit.name, exit.how());
+        let (name, how) = (&exit.name, exit.how());
+        if exit.is_killed() && self.is_respawned(name) {
+            // It had no time for last words.
+            return eprintln!("{name} has ended ({how}); those that watch it start it again");
+        }
+        eprintln!("{name} has ended ({how}); its last words:");
         show_log(&exit.log);
+        if self.is_respawned(name) {
+            return;
+        }
         if let Some(server) = self.config.server(&exit.name) {
             let config = quoted(&self.config.path().to_string_lossy()).into_owned();
             let (program, role, name) = (program(), server.role, &server.name);
@@ -128,6 +136,24 @@ impl<'a> Report<'a> {
             // On one line it would be too long for most terminals.
             eprintln!("  {program} serve {role} --name {name} \\\n    --config {config}");
         }
+    }
+
+    fn is_respawned(&self, name: &str) -> bool {
+        let processes = self.config.processes();
+        processes.iter().any(|process| process.name == name && !process.command.is_empty())
+    }
+
+    pub(super) fn ending(&self, name: &str, reason: Reason, watcher: &str) {
+        match reason {
+            Reason::Hung => {
+                eprintln!("{name} hangs, says {watcher}; it is ended and started again")
+            }
+            Reason::Rolling | Reason::Dead => eprintln!("{name} is stopped and started again"),
+        }
+    }
+
+    pub(super) fn back(&self, name: &str, watcher: &str, after: Duration) {
+        eprintln!("{name} is back after {:.1} s, thanks to {watcher}", after.as_secs_f64());
     }
 
     pub(super) fn stopping(&self, servers: usize) {

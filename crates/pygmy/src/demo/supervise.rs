@@ -2,27 +2,29 @@
 
 use std::{
     collections::BTreeMap,
-    env,
     fs::{self, File},
     io,
     net::SocketAddr,
+    os::unix::process::ExitStatusExt,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     time::Duration,
 };
 
-use anyhow::{Context, bail};
-use pygmy_protocol::Env;
+use anyhow::{Context, anyhow, bail};
+use pygmy_protocol::{Env, env::Instant, watched::Reason};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     process::{ChildStdin, Command},
+    sync::mpsc,
     task::JoinSet,
 };
 
+use super::ask::Ask;
 use crate::{
     cli::LogFormat,
     config::{Config, ServerEntry},
-    runtime::Signals,
+    runtime::{self, Signals},
 };
 
 /// A log longer than this is put aside when its server is started. While the server runs it has no
@@ -35,16 +37,45 @@ const SAME_SIGNAL: Duration = Duration::from_millis(500);
 /// How long a killed process takes to be gone, at most.
 const KILL_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// Time for somebody to ask for one to be started when none runs: who asks may be all that is left.
+const LAST_ASK: Duration = Duration::from_secs(2);
+/// Longest wait until a server that was started listens.
+const LIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Between two looks whether it does.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// All child processes, by the names of their servers.
-pub(super) struct Children {
+pub(super) struct Children<'a> {
+    env: Env,
+    config: &'a Config,
+    log_format: LogFormat,
     running: BTreeMap<String, Child>,
     exits: JoinSet<Exit>,
+    /// When those that do not run ended.
+    ended_at: BTreeMap<String, Instant>,
+    /// Asked for: those that are to be started when they have ended, and those that were started
+    /// and do not listen yet.
+    ending: BTreeMap<String, Ask>,
+    starting: BTreeMap<String, Ask>,
+    /// Names of those that listen now, and of those that had their time to end.
+    listening: JoinSet<String>,
+    overdue: JoinSet<String>,
 }
 
 struct Child {
     pid: Pid,
     /// Ends with this process, however it ends; the child stops then (`--stop-with-parent`).
     _life_line: Option<ChildStdin>,
+}
+
+/// What happens to the servers.
+pub(super) enum Event {
+    /// One has ended that nobody wanted to end.
+    Ended(Exit),
+    /// One is being ended, to be started again.
+    Ending { name: String, reason: Reason, watcher: String },
+    /// One listens again, so long after it ended.
+    Back { name: String, watcher: String, after: Duration },
 }
 
 /// The end of a child process.
@@ -61,6 +92,11 @@ impl Exit {
             Ok(status) => status.to_string(),
             Err(error) => error.to_string(),
         }
+    }
+
+    /// Whether a signal ended it.
+    pub(super) fn is_killed(&self) -> bool {
+        self.status.as_ref().is_ok_and(|status| status.signal().is_some())
     }
 }
 
@@ -98,34 +134,51 @@ pub(super) fn log_file(config: &Config, server: &ServerEntry) -> PathBuf {
     config.data_dir(server).join("log.txt")
 }
 
-impl Children {
+impl<'a> Children<'a> {
     /// Starts every server of `config`.
-    pub(super) fn start(config: &Config, log_format: LogFormat) -> anyhow::Result<Children> {
-        let program = env::current_exe().context("cannot find this program")?;
-        let mut children = Children { running: BTreeMap::new(), exits: JoinSet::new() };
+    pub(super) fn start(
+        env: &Env,
+        config: &'a Config,
+        log_format: LogFormat,
+    ) -> anyhow::Result<Children<'a>> {
+        let mut children = Children {
+            env: env.clone(),
+            config,
+            log_format,
+            running: BTreeMap::new(),
+            exits: JoinSet::new(),
+            ended_at: BTreeMap::new(),
+            ending: BTreeMap::new(),
+            starting: BTreeMap::new(),
+            listening: JoinSet::new(),
+            overdue: JoinSet::new(),
+        };
         for server in config.servers() {
-            let log = log_file(config, server);
-            let output = open_log(&log)?;
-            let mut command = Command::new(&program);
-            command
-                .args(["serve", server.role.as_str(), "--name", &server.name, "--config"])
-                .arg(config.path())
-                .args(["--stop-with-parent", "--log-format"])
-                .arg(match log_format {
-                    LogFormat::Text => "text",
-                    LogFormat::Json => "json",
-                })
-                .stdin(Stdio::piped())
-                .stdout(output.try_clone()?)
-                .stderr(output)
-                // Out of the terminal's group: Ctrl-C reaches the demo, which stops the servers.
-                .process_group(0)
-                .kill_on_drop(true);
-            children
-                .add(server.name.clone(), log, command)
-                .with_context(|| format!("cannot start {}", server.name))?;
+            children.start_one(server)?;
         }
         Ok(children)
+    }
+
+    fn start_one(&mut self, server: &ServerEntry) -> anyhow::Result<()> {
+        let log = log_file(self.config, server);
+        let output = open_log(&log)?;
+        let mut command = Command::new(runtime::program());
+        command
+            .args(["serve", server.role.as_str(), "--name", &server.name, "--config"])
+            .arg(self.config.path())
+            .args(["--stop-with-parent", "--log-format"])
+            .arg(match self.log_format {
+                LogFormat::Text => "text",
+                LogFormat::Json => "json",
+            })
+            .stdin(Stdio::piped())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            // Out of the terminal's group: Ctrl-C reaches the demo, which stops the servers.
+            .process_group(0)
+            .kill_on_drop(true);
+        let added = self.add(server.name.clone(), log, command);
+        added.with_context(|| format!("cannot start {}", server.name))
     }
 
     fn add(&mut self, name: String, log: PathBuf, mut command: Command) -> io::Result<()> {
@@ -159,6 +212,100 @@ impl Children {
         }
     }
 
+    /// The next thing that happens; `None` when no server is left and nobody asks for one.
+    pub(super) async fn next_event(&mut self, asks: &mut mpsc::Receiver<Ask>) -> Option<Event> {
+        loop {
+            if self.exits.is_empty() {
+                let ask = self.env.timeout(LAST_ASK, asks.recv()).await.ok()??;
+                self.asked(ask);
+                continue;
+            }
+            let event = tokio::select! {
+                Some(Ok(exit)) = self.exits.join_next() => self.ended(exit),
+                Some(ask) = asks.recv() => self.asked(ask),
+                Some(Ok(name)) = self.listening.join_next() => self.listens(&name),
+                Some(Ok(name)) = self.overdue.join_next() => self.is_overdue(&name),
+                else => None,
+            };
+            if event.is_some() {
+                return event;
+            }
+        }
+    }
+
+    fn asked(&mut self, ask: Ask) -> Option<Event> {
+        let Ask { name, reason, watcher, .. } = &ask;
+        let (name, reason, watcher) = (name.clone(), *reason, watcher.clone());
+        let busy = self.ending.contains_key(&name) || self.starting.contains_key(&name);
+        let refusal = match self.running.get(&name) {
+            _ if busy => Err(format!("{name} is being started already")),
+            Some(_) if reason == Reason::Dead => Ok(format!("{name} runs already")),
+            Some(child) => {
+                // One that hangs would not hear anything gentler.
+                let signal = if reason == Reason::Hung { Signal::KILL } else { Signal::TERM };
+                // An error means that it has just ended.
+                let _ = kill_process(child.pid, signal);
+                let (sleep, overdue) = (self.env.sleep(STOP_TIMEOUT), name.clone());
+                self.overdue.spawn(async move {
+                    sleep.await;
+                    overdue
+                });
+                self.ending.insert(name.clone(), ask);
+                return Some(Event::Ending { name, reason, watcher });
+            }
+            None => return self.start_again(ask),
+        };
+        let _ = ask.reply.send(refusal);
+        None
+    }
+
+    fn start_again(&mut self, ask: Ask) -> Option<Event> {
+        let started = match self.config.server(&ask.name) {
+            Some(server) => self.start_one(server).map(|()| server.listen),
+            None => Err(anyhow!("the demo has no server {:?}", ask.name)),
+        };
+        match started {
+            Ok(address) => {
+                let (env, name) = (self.env.clone(), ask.name.clone());
+                self.listening.spawn(async move {
+                    let _ = env.timeout(LIVE_TIMEOUT, listens(&env, address)).await;
+                    name
+                });
+                self.starting.insert(ask.name.clone(), ask);
+            }
+            Err(error) => drop(ask.reply.send(Err(format!("{error:#}")))),
+        }
+        None
+    }
+
+    fn ended(&mut self, exit: Exit) -> Option<Event> {
+        self.running.remove(&exit.name);
+        self.ended_at.insert(exit.name.clone(), self.env.now());
+        if let Some(ask) = self.ending.remove(&exit.name) {
+            return self.start_again(ask);
+        }
+        if let Some(ask) = self.starting.remove(&exit.name) {
+            let log = exit.log.display();
+            let why = format!("{} has ended again ({}); its log: {log}", exit.name, exit.how());
+            let _ = ask.reply.send(Err(why));
+        }
+        Some(Event::Ended(exit))
+    }
+
+    fn listens(&mut self, name: &str) -> Option<Event> {
+        let Ask { name, watcher, reply, .. } = self.starting.remove(name)?;
+        let after = self.env.now().saturating_since(self.ended_at.remove(&name)?);
+        let _ = reply.send(Ok(format!("{name} is back after {} ms", after.as_millis())));
+        Some(Event::Back { name, watcher, after })
+    }
+
+    fn is_overdue(&mut self, name: &str) -> Option<Event> {
+        if let (true, Some(child)) = (self.ending.contains_key(name), self.running.get(name)) {
+            let _ = kill_process(child.pid, Signal::KILL);
+        }
+        None
+    }
+
     /// Stops all: asks first, and kills those that have not stopped in time, or at once when
     /// another signal comes. Gives the names of those that had to be killed.
     pub(super) async fn stop(mut self, env: &Env, signals: &mut Signals) -> Vec<String> {
@@ -188,6 +335,13 @@ impl Children {
             // An error means that it has just ended.
             let _ = kill_process(child.pid, signal);
         }
+    }
+}
+
+/// Waits until somebody listens at `address`.
+async fn listens(env: &Env, address: SocketAddr) {
+    while env.connect(&address.to_string(), LIVE_TIMEOUT).await.is_err() {
+        env.sleep(LOOK_AGAIN).await;
     }
 }
 

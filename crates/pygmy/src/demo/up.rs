@@ -49,7 +49,7 @@ pub(super) struct First<'a> {
 pub(super) async fn bring_up(
     env: &Env,
     mut first: First<'_>,
-    children: &mut Children,
+    children: &mut Children<'_>,
     report: &Report<'_>,
 ) -> anyhow::Result<()> {
     let begun = env.now();
