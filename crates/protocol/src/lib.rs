@@ -9,9 +9,9 @@
 //! Around that: how servers make themselves known ([`registration`]), what they say of themselves
 //! ([`health`]) and how they watch one another ([`watched`]), which replicas belong to the cluster
 //! ([`members`]), how two servers talk over a connection of their own ([`frame`]), how the leader
-//! keeps caches fresh ([`invalidation`]), what every server counts ([`metrics`]), and the environment that every server takes its clock,
-//! randomness, network, files and threads from ([`mod@env`]), so that the simulator runs the very
-//! same code.
+//! keeps caches fresh ([`invalidation`]), what every server counts ([`metrics`]), and the
+//! environment that every server takes its clock, randomness, network, files and threads from
+//! ([`mod@env`]), so that the simulator runs the very same code.
 
 pub mod env;
 pub mod http;

@@ -346,6 +346,12 @@ pub(crate) enum AdminCommand {
     /// database: that takes seconds for millions of orders, while the store goes on. Exits with 0
     /// if nothing is wrong; warnings are not wrong.
     Doctor,
+    /// Restart every server, one after the other, while the store sells
+    ///
+    /// For a new version or new settings. Each is restarted with its [respawn] command, followers
+    /// before the leader; the next one waits until it is ready, has caught up and gets requests
+    /// again. Stops at the first that does not come back within a minute.
+    RollingRestart,
     /// Make a new, running replica of the catalog a member of the cluster
     ///
     /// It is in the configuration that it was started with, and in the one that is given here. It

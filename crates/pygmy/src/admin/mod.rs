@@ -4,6 +4,7 @@ mod ask;
 mod doctor;
 mod items;
 mod members;
+mod rolling;
 mod status;
 
 use std::path::PathBuf;
@@ -86,6 +87,7 @@ pub(crate) fn run(args: &AdminArgs) -> anyhow::Result<()> {
         AdminCommand::Status => status::status(&env, &cluster, args.json),
         AdminCommand::Servers => status::servers(&env, &cluster, args.json),
         AdminCommand::Doctor => doctor::run(&env, &cluster, args.json),
+        AdminCommand::RollingRestart => rolling::run(&env, &cluster, args.json),
         AdminCommand::AddReplica { ref name } => {
             members::run(&env, &cluster, Change::Add(name), args.json)
         }

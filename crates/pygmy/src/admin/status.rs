@@ -179,11 +179,12 @@ fn print_servers(balancers: &[(Part, Result<Servers, String>)]) -> anyhow::Resul
             }
         }
     }
-    let mut reasons = Vec::new();
+    let (mut reasons, mut respawned) = (Vec::new(), Vec::new());
     for ((role, name), seen) in views {
         let Some((_, first)) = seen.first() else { continue };
         let Health { short, long } = Health::of(&seen);
         reasons.extend(long.map(|long| vec![name.to_owned(), long]));
+        respawned.extend(respawns(name, &seen));
         // Customers come to the front ends by themselves: the balancers see none of that.
         let counted = (role != Role::Frontend).then(|| counts(&seen));
         rows.insert((role, name), row(name, role, &first.url, &short, counted));
@@ -201,7 +202,19 @@ fn print_servers(balancers: &[(Part, Result<Servers, String>)]) -> anyhow::Resul
         print::line("")?;
         print::table(&[Column::Text("SERVER"), Column::Text("WHY")], reasons)?;
     }
+    if !respawned.is_empty() {
+        print::line(format_args!("started again: {}", respawned.join(", ")))?;
+    }
     Ok(())
+}
+
+/// How often a server was started again, if it was; a balancer may have been away meanwhile.
+fn respawns(name: &str, seen: &Views<'_>) -> Option<String> {
+    match seen.iter().map(|(_, server)| server.respawns).max()? {
+        0 => None,
+        1 => Some(format!("{name} once")),
+        times => Some(format!("{name} {times} times")),
+    }
 }
 
 /// Requests in flight and answered.
@@ -308,6 +321,15 @@ mod tests {
         let (short, long) = health(&one, &server(Seen::Ready, None));
         assert_eq!(short, "not agreed");
         assert_eq!(long.unwrap(), format!("dead to b-1: {reason}\nready to b-2"));
+    }
+
+    #[test]
+    fn a_server_that_was_started_again_is_named() {
+        let never = server(Seen::Ready, None);
+        let twice = ServerStatus { respawns: 2, ..never.clone() };
+        assert_eq!(respawns("order-1", &vec![("b-1", &never), ("b-2", &never)]), None);
+        let told = respawns("order-1", &vec![("b-1", &never), ("b-2", &twice)]);
+        assert_eq!(told.as_deref(), Some("order-1 2 times"));
     }
 
     #[test]

@@ -24,21 +24,30 @@ fn demo(dir: &Path, base_port: u16, more: &[&str]) -> Command {
 }
 
 /// Process ids of all servers whose configuration is in `dir`.
-fn servers_of(dir: &Path) -> Vec<u32> {
+pub(crate) fn servers_of(dir: &Path) -> Vec<u32> {
+    processes_with(dir, "\0serve\0")
+}
+
+/// The process id of one of them.
+pub(crate) fn process_of(dir: &Path, server: &str) -> Option<u32> {
+    processes_with(dir, &format!("\0--name\0{server}\0")).pop()
+}
+
+fn processes_with(dir: &Path, argument: &str) -> Vec<u32> {
     let config = dir.join("pygmy.toml").to_string_lossy().into_owned();
     let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
         let id: u32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
         let arguments = fs::read_to_string(format!("/proc/{id}/cmdline")).ok()?;
-        (arguments.contains("\0serve\0") && arguments.contains(&config)).then_some(id)
+        (arguments.contains(argument) && arguments.contains(&config)).then_some(id)
     });
     processes.collect()
 }
 
-fn signal(child: &Child, signal: rustix::process::Signal) {
+pub(crate) fn signal(child: &Child, signal: rustix::process::Signal) {
     rustix::process::kill_process(rustix::process::Pid::from_child(child), signal).unwrap();
 }
 
-async fn ended(mut child: Child) -> Output {
+pub(crate) async fn ended(mut child: Child) -> Output {
     // Its pipes hold more than it prints, so it never waits for us.
     let cell = std::cell::RefCell::new(&mut child);
     until("the demo ends", async || cell.borrow_mut().try_wait().unwrap()).await;
@@ -108,14 +117,9 @@ async fn a_killed_demo_leaves_nothing_behind_and_its_data_stays() {
     }
 }
 
-#[tokio::test]
-async fn a_server_that_dies_is_named_with_the_way_to_start_it_again() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = fs::canonicalize(dir.path()).unwrap();
-    let base = free_ports(&Env::production(), 20);
-    let child = demo(&dir, base, &["--layout", "nodes"]).spawn().unwrap();
-    until("the store is up", async || dir.join("bootstrapped").exists().then_some(())).await;
-    for server in servers_of(&dir) {
+/// Kills all servers of a demo and gives what it says then.
+async fn killed_at_once(dir: &Path, child: Child) -> String {
+    for server in servers_of(dir) {
         let server = rustix::process::Pid::from_raw(server.cast_signed()).unwrap();
         rustix::process::kill_process(server, rustix::process::Signal::KILL).unwrap();
     }
@@ -123,6 +127,26 @@ async fn a_server_that_dies_is_named_with_the_way_to_start_it_again() {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("SIGKILL"), "{error}");
+    error
+}
+
+#[tokio::test]
+async fn a_demo_ends_when_no_server_is_left_to_start_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = fs::canonicalize(dir.path()).unwrap();
+    let base = free_ports(&Env::production(), 20);
+    let up = async || dir.join("bootstrapped").exists().then_some(());
+    let child = demo(&dir, base, &["--layout", "nodes"]).spawn().unwrap();
+    until("the store is up", up).await;
+    let error = killed_at_once(&dir, child).await;
+    assert!(error.contains("no server is left"), "{error}");
+    // Without [respawn], as demos were written before: who dies is named with the way to start it.
+    let config = fs::read_to_string(dir.join("pygmy.toml")).unwrap();
+    let servers = &config[config.find("[[server]]").unwrap()..];
+    fs::write(dir.join("pygmy.toml"), servers).unwrap();
+    let child = demo(&dir, base, &[]).spawn().unwrap();
+    until("the servers run", async || (servers_of(&dir).len() == 3).then_some(())).await;
+    let error = killed_at_once(&dir, child).await;
     assert!(error.contains("serve all --name node-") && error.contains("pygmy.toml"), "{error}");
 }
 

@@ -22,4 +22,5 @@ mod membership;
 mod metrics;
 mod overload;
 mod rejoin;
+mod respawn;
 mod selling;
