@@ -124,12 +124,19 @@ impl<'a> Report<'a> {
             // It had no time for last words.
             return eprintln!("{name} has ended ({how}); those that watch it start it again");
         }
+        if exit.is_in_order() && self.is_respawned(name) {
+            eprintln!("{name} was stopped; who is stopped in order is not started again");
+            return self.how_to_start(name);
+        }
         eprintln!("{name} has ended ({how}); its last words:");
         show_log(&exit.log);
-        if self.is_respawned(name) {
-            return;
+        if !self.is_respawned(name) {
+            self.how_to_start(name);
         }
-        if let Some(server) = self.config.server(&exit.name) {
+    }
+
+    fn how_to_start(&self, name: &str) {
+        if let Some(server) = self.config.server(name) {
             let config = quoted(&self.config.path().to_string_lossy()).into_owned();
             let (program, role, name) = (program(), server.role, &server.name);
             eprintln!("start it again, in another terminal:");

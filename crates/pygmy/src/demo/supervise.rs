@@ -94,6 +94,11 @@ impl Exit {
         }
     }
 
+    /// Whether it ended as it does when it is told to.
+    pub(super) fn is_in_order(&self) -> bool {
+        self.status.as_ref().is_ok_and(ExitStatus::success)
+    }
+
     /// Whether a signal ended it.
     pub(super) fn is_killed(&self) -> bool {
         self.status.as_ref().is_ok_and(|status| status.signal().is_some())

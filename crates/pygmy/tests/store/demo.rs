@@ -144,7 +144,7 @@ async fn a_demo_ends_when_no_server_is_left_to_start_another() {
     let config = fs::read_to_string(dir.join("pygmy.toml")).unwrap();
     let servers = &config[config.find("[[server]]").unwrap()..];
     fs::write(dir.join("pygmy.toml"), servers).unwrap();
-    let child = demo(&dir, base, &[]).spawn().unwrap();
+    let child = demo(&dir, base, &["--layout", "nodes"]).spawn().unwrap();
     until("the servers run", async || (servers_of(&dir).len() == 3).then_some(())).await;
     let error = killed_at_once(&dir, child).await;
     assert!(error.contains("serve all --name node-") && error.contains("pygmy.toml"), "{error}");
