@@ -220,6 +220,7 @@ impl Forwarder {
                 in_flight.answered();
                 server.answered();
             }
+            Err(Failure::Refused(reason)) => server.refused(reason, now),
             Err(_) if cut_short => {}
             Err(_) => server.unanswered(now),
         }

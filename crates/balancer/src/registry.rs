@@ -318,6 +318,34 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_refuses_connections_is_dead_at_once() {
+        let table = Table::new();
+        let refused = || Probed::Refused("cannot connect".to_owned());
+        table.register(&order("a"));
+        table.probe("a", refused());
+        assert_eq!(table.health("a"), Health::Dead);
+        assert_eq!(table.status("a").reason.as_deref(), Some("cannot connect"));
+        table.register(&order("a"));
+        assert_eq!(table.candidates(Role::Order), ["a"], "it was heard of since");
+        let (server, now) = (table.registry.find("a").unwrap(), table.registry.env.now());
+        server.refused("cannot connect", now);
+        assert!(table.candidates(Role::Order).is_empty(), "a request finds it as well");
+        assert_eq!(table.registry.counters().ejected_silent.get(), 2);
+        table.probe("a", Probed::Ready);
+        assert_eq!(table.candidates(Role::Order), ["a"]);
+    }
+
+    #[test]
+    fn the_last_server_of_a_role_is_never_set_aside_for_good() {
+        let table = Table::new();
+        table.register(&order("a"));
+        let (server, now) = (table.registry.find("a").unwrap(), table.registry.env.now());
+        (0..100).for_each(|_| server.unanswered(now));
+        let candidates = table.registry.candidates(Role::Order);
+        assert!(candidates.iter().all(|c| c.set_aside) && candidates.len() == 1, "last in line");
+    }
+
+    #[test]
     fn an_expired_server_is_listed_for_a_while_and_then_forgotten() {
         let table = Table::with(Settings { forget_after_ms: 10_000, ..Settings::default() });
         table.register(&order("a"));

@@ -59,6 +59,8 @@ struct Standing {
     caught_up: Option<CaughtUp>,
     /// The last probe that was answered: ready, or why not.
     probe: Option<Result<(), String>>,
+    /// Nobody listened at its address, and it was not heard of since.
+    refused: Option<String>,
     /// Probes in a row that were not answered, and why the last was not.
     silent: u64,
     silence: String,
@@ -72,6 +74,8 @@ struct Standing {
 pub(crate) enum Probed {
     Ready,
     Unready(String),
+    /// Nobody listens there.
+    Refused(String),
     Unanswered(String),
 }
 
@@ -94,6 +98,7 @@ impl Server {
             leads_term: registration.leads_term,
             caught_up: registration.caught_up,
             probe: None,
+            refused: None,
             silent: 0,
             silence: String::new(),
             breaker: Breaker::new(),
@@ -129,6 +134,7 @@ impl Server {
             standing.heartbeat = Duration::from_millis(registration.heartbeat_ms);
             standing.leads_term = registration.leads_term;
             standing.caught_up = registration.caught_up;
+            standing.refused = None;
             if standing.wants_traffic != registration.ready {
                 standing.wants_traffic = registration.ready;
                 standing.changed_at = now;
@@ -140,13 +146,18 @@ impl Server {
         self.observe(now);
     }
 
-    /// Takes the outcome of a probe that was sent at `sent_at`.
-    pub(crate) fn probed(&self, outcome: Probed, sent_at: Instant, now: Instant) {
-        {
+    /// Takes the outcome of a probe that was sent at `sent_at`. Gives whether only another one can
+    /// tell if the server is dead.
+    pub(crate) fn probed(&self, outcome: Probed, sent_at: Instant, now: Instant) -> bool {
+        let is_in_doubt = {
             let mut standing = self.standing();
             let answer = match outcome {
                 Probed::Ready => Some(Ok(())),
                 Probed::Unready(reason) => Some(Err(reason)),
+                Probed::Refused(reason) => {
+                    standing.refused = Some(reason);
+                    None
+                }
                 Probed::Unanswered(reason) => {
                     standing.silent += 1;
                     standing.silence = reason;
@@ -154,14 +165,16 @@ impl Server {
                 }
             };
             if answer.is_some() {
-                standing.silent = 0;
+                (standing.silent, standing.refused) = (0, None);
                 // A change that was registered meanwhile is newer than this answer.
                 if standing.changed_at <= sent_at {
                     standing.probe = answer;
                 }
             }
-        }
+            standing.refused.is_none() && (1..self.rules.probe_failures).contains(&standing.silent)
+        };
         self.observe(now);
+        is_in_doubt
     }
 
     /// A request is sent to it.
@@ -172,6 +185,12 @@ impl Server {
     /// It answered a request.
     pub(crate) fn answered(&self) {
         self.standing().breaker.success();
+    }
+
+    /// Nobody listened when a request was to be sent to it: it is dead, and no probe has to say so.
+    pub(crate) fn refused(&self, reason: &str, now: Instant) {
+        self.standing().refused = Some(reason.to_owned());
+        self.observe(now);
     }
 
     /// It did not answer a request.
@@ -264,7 +283,8 @@ impl Server {
 impl Standing {
     fn health(&self, rules: &Rules, now: Instant) -> Health {
         let refuses = matches!(self.probe, Some(Err(_)));
-        if self.expired_for(rules, now).is_some() || self.silent >= rules.probe_failures {
+        let is_silent = self.silent >= rules.probe_failures;
+        if self.expired_for(rules, now).is_some() || self.refused.is_some() || is_silent {
             Health::Dead
         } else if self.wants_traffic && !refuses {
             Health::Ready
@@ -278,6 +298,9 @@ impl Standing {
     fn reason(&self, rules: &Rules, now: Instant) -> Option<String> {
         if self.expired_for(rules, now).is_some() {
             return Some(format!("silent for {}", rounded(now.saturating_since(self.heard_at))));
+        }
+        if let Some(reason) = &self.refused {
+            return Some(reason.clone());
         }
         if self.silent >= rules.probe_failures {
             return Some(self.silence.clone());

@@ -1,4 +1,4 @@
-//! What the unit tests share: a clock that is set by hand.
+//! What the unit tests share: clocks that are set by hand, or leap.
 
 use std::{
     sync::{Arc, Mutex},
@@ -38,6 +38,31 @@ impl Clock for FakeClock {
 
     fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
         Box::pin(std::future::pending())
+    }
+}
+
+/// The time of a paused runtime, which leaps to the next thing that is waited for.
+pub(crate) struct PausedClock(tokio::time::Instant);
+
+impl PausedClock {
+    #[allow(clippy::disallowed_methods, reason = "of the paused runtime")]
+    pub(crate) fn environment() -> Env {
+        Env { clock: Arc::new(PausedClock(tokio::time::Instant::now())), ..Env::production() }
+    }
+}
+
+impl Clock for PausedClock {
+    fn now(&self) -> Instant {
+        Instant::from_origin(self.0.elapsed())
+    }
+
+    fn wall_ms(&self) -> u64 {
+        0
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "of the paused runtime")]
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(duration))
     }
 }
 

@@ -86,14 +86,12 @@ async fn a_closed_port_costs_no_request_and_no_retry_budget() {
     let gone = registration("catalog-1", Role::Catalog, &closed_port(&balancer.env).await);
     balancer.register(&leading(gone)).await;
     balancer.register(&alive.registration(Role::Catalog)).await;
-    eventually(&balancer.env, "catalog-1 is set aside", || async {
-        let call = balancer.call(Method::POST, "/reduceStock/1");
-        assert_eq!(text(&balancer.send(&call).await), "catalog-2");
-        let status = balancer.status("catalog-1").await;
-        status.health == Health::Unready
-            && status.reason.unwrap() == "set aside: it left requests unanswered"
-    })
-    .await;
+    assert_eq!(balancer.status("catalog-1").await.health, Health::Ready);
+    assert_eq!(text(&balancer.post("/reduceStock/1", "a").await), "catalog-2");
+    let status = balancer.status("catalog-1").await;
+    assert_eq!(status.health, Health::Dead, "one request is enough");
+    assert!(status.reason.unwrap().contains("refused"));
+    assert_eq!(text(&balancer.post("/reduceStock/1", "b").await), "catalog-2");
 }
 
 #[tokio::test]
