@@ -41,7 +41,11 @@ pub(crate) async fn watch_readiness(
             led_at = Some(now);
         }
         let leaderless = led_at.is_none_or(|at| now.saturating_since(at) > PATIENCE);
-        if !initialised {
+        let falls_behind = shared.room.is_full() && !shared.is_leader();
+        if falls_behind {
+            proved_at = None;
+            readiness.not_ready(PART, "too little room on the disk: it takes no changes");
+        } else if !initialised {
             readiness.not_ready(PART, "the replica does not belong to a cluster yet");
         } else if leaderless {
             readiness.not_ready(PART, "there is no leader");

@@ -1,12 +1,12 @@
 //! Room on the disk: a full one refuses writes before it breaks anything.
 //!
-//! The free bytes of the data directory are measured a few times a second. Below `min_free_bytes`
-//! this replica takes nothing new: as the leader it refuses changes, with the reason, and gives the
-//! leadership to a replica that has room, if one answers; as a follower it takes no more log
-//! entries with changes, as if they were lost on the way, so that it falls behind instead of ending.
-//! Reads go on, and so do the small entries that they need, those of Raft itself. What was taken
-//! before fits into what is kept free: it is applied, fsynced and answered. With room again,
-//! everything goes on by itself.
+//! The free bytes of the data directory are measured a few times a second. Below `min_free_bytes` a
+//! leader refuses changes, with the reason, and gives the leadership to a replica that has room, if
+//! one answers. Whatever it had taken before still fits into what is kept free, on all replicas: it
+//! is fsynced, applied and answered, so that nothing is left half done that a read would wait for.
+//! A follower stops only at half of that: it takes no more log entries with changes, as if they
+//! were lost on the way, says that it is not ready, and falls behind instead of ending. Entries of
+//! Raft itself are always taken: reads need them. With room again, everything goes on by itself.
 //!
 //! Caveat: whatever else fills the disk within one look, from `min_free_bytes` to nothing, ends the
 //! replica with an error of the disk; it starts when there is room.
@@ -51,6 +51,7 @@ pub(crate) struct Room {
     min_free_bytes: u64,
     free_bytes: AtomicU64,
     is_short: AtomicBool,
+    is_full: AtomicBool,
     rejected: Counter,
 }
 
@@ -63,6 +64,7 @@ impl Room {
             min_free_bytes,
             free_bytes: AtomicU64::new(0),
             is_short: AtomicBool::new(false),
+            is_full: AtomicBool::new(false),
             rejected,
         };
         room.look();
@@ -74,9 +76,14 @@ impl Room {
         self.free_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether there is too little.
+    /// Whether there is too little to propose anything.
     pub(crate) fn is_short(&self) -> bool {
         self.is_short.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is too little even for what others propose.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
     }
 
     /// Refuses a change if there is too little room.
@@ -99,7 +106,7 @@ impl Room {
     /// Whether these log entries may be taken: those with changes only if there is room.
     pub(crate) fn takes(&self, entries: &[Entry]) -> bool {
         let changes = |entry: &Entry| matches!(entry.payload, EntryPayload::Normal(_));
-        !self.is_short() || !entries.iter().any(changes)
+        !self.is_full() || !entries.iter().any(changes)
     }
 
     /// A local file system answers this from memory.
@@ -112,10 +119,10 @@ impl Room {
             }
         };
         self.free_bytes.store(free, Ordering::Relaxed);
-        let was_short = self.is_short();
-        let more = if was_short { self.min_free_bytes / 8 * EIGHTHS_MORE } else { 0 };
-        let is_short = free < self.min_free_bytes.saturating_add(more);
+        let (was_short, was_full) = (self.is_short(), self.is_full());
+        let is_short = is_below(free, self.min_free_bytes, was_short);
         self.is_short.store(is_short, Ordering::Relaxed);
+        self.is_full.store(is_below(free, self.min_free_bytes / 2, was_full), Ordering::Relaxed);
         let dir = self.dir.display();
         match (was_short, is_short) {
             (false, true) => {
@@ -125,6 +132,12 @@ impl Room {
             _ => {}
         }
     }
+}
+
+/// Whether `free` is too little; a little more is needed to be enough again.
+fn is_below(free: u64, needed: u64, was_below: bool) -> bool {
+    let more = if was_below { needed / 8 * EIGHTHS_MORE } else { 0 };
+    free < needed.saturating_add(more)
 }
 
 /// Looks again and again; a leader without room looks for a replica that has some.
@@ -172,6 +185,7 @@ mod tests {
 
     #[test]
     fn too_little_room_refuses_changes_and_nothing_else_until_there_is_more() {
+        // A leader, and below half of it everybody.
         let disk = FakeDisk::default();
         let env = Env { files: Arc::new(disk.clone()), ..Env::production() };
         disk.set_room(1000);
@@ -186,6 +200,9 @@ mod tests {
         room.look();
         assert!(room.check().unwrap_err().contains("999 bytes are free"));
         assert_eq!(rejected.get(), 1);
+        assert!(room.takes(&change), "what a leader had taken before is not refused");
+        disk.set_room(499);
+        room.look();
         assert!(!room.takes(&change) && room.takes(&other) && room.takes(&[]));
         disk.set_room(1100);
         room.look();

@@ -55,10 +55,12 @@ impl StateError {
                         | Error::Utf8Error(..)
                 );
                 if malformed || nonsense {
-                    return StateError::Corrupt {
-                        path: database.to_owned(),
-                        detail: e.to_string(),
+                    let detail = match &e {
+                        // What we say of it ourselves; SQLite has nothing to add.
+                        Error::FromSqlConversionFailure(_, _, why) => why.to_string(),
+                        _ => e.to_string(),
                     };
+                    return StateError::Corrupt { path: database.to_owned(), detail };
                 }
                 StateError::Database(e)
             }

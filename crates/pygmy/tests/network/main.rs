@@ -12,6 +12,8 @@
 #[allow(dead_code, reason = "other test binaries use the rest")]
 mod harness;
 
+#[path = "../support/customers.rs"]
+#[allow(dead_code, reason = "other test binaries use the rest")]
 mod customers;
 mod namespaces;
 mod town;

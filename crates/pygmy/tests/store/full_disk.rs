@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use http::StatusCode;
+use http::{Method, StatusCode};
 use pygmy_protocol::Code;
 
 use crate::harness::{Layout, Store, until};
@@ -46,12 +46,11 @@ impl Disks {
         self.store.as_mut().unwrap()
     }
 
-    /// Fills the disk of a replica.
-    fn fill(&mut self, name: &str) {
+    /// Leaves so many megabytes free on the disk of a replica.
+    fn fill(&mut self, name: &str, megabytes: u64) {
         let path = self.store_mut().data(name).join("fill");
-        // All but a megabyte: less than is to be kept free, and no write fails.
-        let used = DISK_BYTES - free(path.parent().unwrap());
-        fs::write(&path, vec![1; (DISK_BYTES - used - (1 << 20)) as usize]).unwrap();
+        let free = free(path.parent().unwrap());
+        fs::write(&path, vec![1; (free - (megabytes << 20)) as usize]).unwrap();
     }
 
     fn make_room(&mut self, name: &str) {
@@ -85,10 +84,18 @@ async fn a_follower_without_room_falls_behind_and_catches_up() {
     let Some(mut disks) = Disks::store().await else { return };
     let leader = disks.store_mut().leader().await;
     let follower = disks.store_mut().replicas().into_iter().find(|name| *name != leader).unwrap();
-    disks.fill(&follower);
+    // Less than half of what is to be kept free.
+    disks.fill(&follower, 1);
     let store = disks.store_mut();
     until("the follower takes no more", async || {
         store.log(&follower).contains("too little room").then_some(())
+    })
+    .await;
+    until("it wants no traffic", async || {
+        let answer =
+            store.send_to(&store.url(&follower), &store.call(Method::GET, "/readyz")).await;
+        let body = String::from_utf8_lossy(&answer.ok()?.body).into_owned();
+        body.contains("too little room").then_some(())
     })
     .await;
     let before = store.status(&follower).await.unwrap().orders;
@@ -107,7 +114,7 @@ async fn a_follower_without_room_falls_behind_and_catches_up() {
 async fn a_leader_without_room_gives_way_to_one_that_has_some() {
     let Some(mut disks) = Disks::store().await else { return };
     let leader = disks.store_mut().leader().await;
-    disks.fill(&leader);
+    disks.fill(&leader, 3);
     let store = disks.store_mut();
     until("another one leads", async || (store.leader().await != leader).then_some(())).await;
     store.order(1, "key").await;
@@ -121,7 +128,7 @@ async fn without_room_anywhere_changes_are_refused_and_reads_go_on_until_there_i
     let order = disks.store_mut().order(1, "before").await;
     let replicas = disks.store_mut().replicas();
     for name in &replicas {
-        disks.fill(name);
+        disks.fill(name, 3);
     }
     let store = disks.store_mut();
     let refused = until("changes are refused", async || {

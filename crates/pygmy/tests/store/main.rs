@@ -7,6 +7,7 @@
 
 mod exposition;
 #[path = "../support/harness.rs"]
+#[allow(dead_code, reason = "other test binaries use the rest")]
 mod harness;
 
 mod bad_input;

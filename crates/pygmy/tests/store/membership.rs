@@ -10,7 +10,7 @@ use std::{
 
 use crate::{
     failures::{Acknowledged, alone, keep_buying, nothing_is_lost},
-    harness::{Layout, Store},
+    harness::{Layout, Store, until},
 };
 
 fn done(output: &Output) -> String {
@@ -80,6 +80,7 @@ async fn replicas_come_and_go_and_lead_under_load() {
     for name in ["catalog-4", "catalog-5"] {
         store.configure_catalog(name);
         store.spawn(name);
+        until("it answers", async || store.status(name).await).await;
     }
     let load = UnderLoad::begin(store);
     done(&load.admin(&["add-replica", "catalog-4"]).await);

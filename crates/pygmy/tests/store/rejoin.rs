@@ -107,7 +107,7 @@ async fn whatever_of_a_replica_is_damaged_it_begins_anew_under_another_identity(
             "the database",
             Box::new(|dir| {
                 // What SQLite has not moved into the database yet would repair it.
-                fs::remove_file(dir.join("catalog.db-wal")).unwrap();
+                let _ = fs::remove_file(dir.join("catalog.db-wal"));
                 fs::write(dir.join("catalog.db"), "x".repeat(8192)).unwrap();
             }),
         ),

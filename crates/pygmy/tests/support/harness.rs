@@ -88,7 +88,16 @@ pub(crate) struct Store {
     machines: Arc<dyn Machines>,
     servers: BTreeMap<String, Server>,
     public: Vec<Arc<Upstream>>,
+    /// Whoever looks after the servers, if it is not the test.
+    demo: Option<Child>,
 }
+
+/// What a demo writes into a configuration of its own.
+const RESPAWN: &str = r#"
+[respawn]
+command = ["{program}", "respawn", "{reason}", "{name}", "--watcher", "{watcher}", "--config", "{config}"]
+after_ms = 1000
+"#;
 
 impl Store {
     /// A store with the seven books, ready.
@@ -127,6 +136,40 @@ impl Store {
         store.ready().await;
         store.front_ends_follow().await;
         store
+    }
+
+    /// A store in a `pygmy demo`, whose servers start one another again.
+    pub(crate) async fn start_in_demo(layout: Layout) -> Store {
+        let machine = ThisMachine(free_ports(&Env::production(), 20));
+        let mut store = Store::configured(Arc::new(machine), layout, RESPAWN);
+        let output = |name: &str| File::create(store.dir().join(name)).unwrap();
+        let (out, err) = (output("demo-out.txt"), output("demo-err.txt"));
+        let mut command = Command::new(PYGMY);
+        command.args(["demo", "--dir"]).arg(store.dir()).stdin(Stdio::null());
+        store.demo = Some(command.stdout(out).stderr(err).spawn().unwrap());
+        until("the demo is ready", async || {
+            let said = fs::read_to_string(store.dir().join("demo-out.txt")).unwrap();
+            said.contains("Ctrl-C stops everything").then_some(())
+        })
+        .await;
+        store.front_ends_follow().await;
+        store
+    }
+
+    /// The process of a server in a demo, if it runs.
+    pub(crate) fn process(&self, name: &str) -> Option<rustix::process::Pid> {
+        let name = format!("\0--name\0{name}\0");
+        let config = self.config().to_string_lossy().into_owned();
+        let is_it = |id: &u32| {
+            let arguments = fs::read_to_string(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            arguments.contains("\0serve\0")
+                && arguments.contains(&name)
+                && arguments.contains(&config)
+        };
+        let ids = fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u32>().ok());
+        rustix::process::Pid::from_raw(ids.into_iter().find(is_it)?.cast_signed())
     }
 
     /// Waits until the leader has a session with every front end: they are registered in the log.
@@ -168,7 +211,7 @@ impl Store {
         fs::write(dir.path().join("pygmy.toml"), text).unwrap();
         fs::write(dir.path().join("secret"), SECRET).unwrap();
         let secret = Secret::new(SECRET).unwrap();
-        Store { env, layout, dir, secret, machines, servers, public }
+        Store { env, layout, dir, secret, machines, servers, public, demo: None }
     }
 
     /// The directory with everything.
@@ -298,10 +341,15 @@ impl Store {
         .await;
     }
 
+    /// Whether it was started, by the test or by a demo.
+    fn runs(&self, server: &Server) -> bool {
+        server.child.is_some() || self.demo.is_some()
+    }
+
     /// Waits until every running server is ready.
     pub(crate) async fn ready(&self) {
         for (name, server) in &self.servers {
-            if server.child.is_some() {
+            if self.runs(server) {
                 self.ready_server(name).await;
             }
         }
@@ -358,7 +406,7 @@ impl Store {
 
     /// Waits until all running replicas have applied the same, and gives their statuses.
     pub(crate) async fn agreed(&self) -> Vec<CatalogStatus> {
-        let running = |name: &String| self.servers[name].child.is_some();
+        let running = |name: &String| self.runs(&self.servers[name]);
         let replicas: Vec<_> = self.replicas().into_iter().filter(running).collect();
         until("the replicas agree", async || {
             let mut statuses = Vec::new();
@@ -386,7 +434,7 @@ impl Store {
     /// Has every running replica check its whole database.
     pub(crate) async fn verify(&self) {
         for name in self.replicas() {
-            if self.servers[&name].child.is_some() {
+            if self.runs(&self.servers[&name]) {
                 let call = self.public_call(Method::GET, "/verify");
                 let answer = self.send_to_replica(&name, call).await.unwrap();
                 assert_eq!(answer.status, StatusCode::OK, "{name}: {:?}", answer.body);
@@ -505,6 +553,11 @@ impl Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
+        if let Some(demo) = &mut self.demo {
+            // Its servers end with it.
+            let _ = demo.kill();
+            let _ = demo.wait();
+        }
         for server in self.servers.values_mut() {
             if let Some(child) = &mut server.child {
                 let _ = child.kill();
@@ -512,6 +565,9 @@ impl Drop for Store {
             }
         }
         if std::thread::panicking() {
+            for said in ["demo-out.txt", "demo-err.txt"] {
+                eprint!("{}", fs::read_to_string(self.dir().join(said)).unwrap_or_default());
+            }
             for name in self.servers.keys() {
                 let log = self.log(name);
                 let tail: Vec<_> = log.lines().rev().take(15).collect();

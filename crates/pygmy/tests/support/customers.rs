@@ -12,7 +12,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{StreamExt, stream};
@@ -63,6 +63,8 @@ struct Record {
     reads: Mutex<BTreeMap<Place, u64>>,
     /// Answers to buys, by their status.
     answers: Mutex<BTreeMap<u16, u64>>,
+    /// When buys were acknowledged.
+    times: Mutex<Vec<Instant>>,
     stop: AtomicBool,
 }
 
@@ -130,6 +132,13 @@ impl Customers {
         self.record.orders.lock().unwrap().len()
     }
 
+    /// When buys were acknowledged, in order.
+    pub(crate) fn times(&self) -> Vec<Instant> {
+        let mut times = self.record.times.lock().unwrap().clone();
+        times.sort();
+        times
+    }
+
     /// Ends all customers, and checks that everything is as they were told.
     pub(crate) async fn settle(self) {
         self.record.stop.store(true, SeqCst);
@@ -173,6 +182,7 @@ async fn buy(store: Arc<Store>, record: Arc<Record>, buyer: usize) {
         let order = order(&store, &record, &mut front_end, &key);
         let order = tokio::time::timeout(PATIENCE, order).await.expect("a buy ends in time");
         record.stock.fetch_min(order.stock, SeqCst);
+        record.times.lock().unwrap().push(Instant::now());
         record.orders.lock().unwrap().insert(key, order);
         tokio::time::sleep(PAUSE).await;
     }
