@@ -10,13 +10,14 @@ use std::{
 
 use pygmy_protocol::{
     Env,
-    env::{FakeDisk, NoProcesses, Random},
+    env::{FakeDisk, Random},
     http::{Secret, Stopper, shutdown},
 };
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     clock::{HostClock, WorldTime},
+    commands::{self, Commands},
     host::HostTasks,
     losses::Loss,
     network::{HostNetwork, Wires},
@@ -114,6 +115,7 @@ struct Database {
 pub(crate) struct Cluster {
     pub(crate) layout: Layout,
     pub(crate) wires: Wires,
+    pub(crate) commands: Commands,
     time: WorldTime,
     rng: Rng,
     dir: PathBuf,
@@ -136,6 +138,9 @@ impl Cluster {
         // With the shortest one, Raft's own patience with a silent leader hides what leases are for.
         let lease_ms = rng.pick(&[500, 1_500, 3_000]);
         let mut config = format!("{SETTINGS}[frontend]\nlease_ms = {lease_ms}\n\n");
+        if rng.percent(50) {
+            config += commands::SETTINGS;
+        }
         for (number, (name, role)) in servers.into_iter().enumerate() {
             let address = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1 + number as u8));
             config += &format!("[[server]]\nname = \"{name}\"\nrole = \"{role}\"\n");
@@ -162,7 +167,8 @@ impl Cluster {
         }
         let secret = Secret::new(SECRET).map_err(io::Error::other)?;
         let (wires, dir) = (Wires::new(rng.fork()), dir.to_owned());
-        Ok(Cluster { layout, wires, time, rng, dir, config, secret, machines })
+        let commands = Commands::default();
+        Ok(Cluster { layout, wires, commands, time, rng, dir, config, secret, machines })
     }
 
     /// The environment of a client's machine, with a clock of its own.
@@ -217,7 +223,7 @@ impl Cluster {
             files: Arc::new(disk),
             random: Arc::new(self.rng.fork()),
             workers: Arc::new(workers.clone()),
-            processes: Arc::new(NoProcesses),
+            processes: Arc::new(self.commands.clone()),
             governor: Some(Arc::clone(tasks) as Arc<_>),
         });
         workers.belong_to(&env);

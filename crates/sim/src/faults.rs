@@ -170,6 +170,7 @@ impl Faults {
     ) -> io::Result<()> {
         cluster.remember_databases()?;
         self.bury(cluster).await?;
+        self.respawn(cluster).await?;
         if self.rng.percent(40) || self.left == 0 {
             return self.recover(cluster).await;
         }
@@ -271,6 +272,20 @@ impl Faults {
     /// Whether every replica whose disk was lost has its place again.
     pub(crate) async fn lost_are_back(&self, cluster: &Cluster) -> bool {
         self.lost.is_empty() || self.lost.all_are_well(&self.env, cluster).await.is_some()
+    }
+
+    /// Does what watchers have asked for: starts servers that have ended, and ends those first that
+    /// seem to hang.
+    async fn respawn(&mut self, cluster: &mut Cluster) -> io::Result<()> {
+        for (name, ends_it) in cluster.commands.take() {
+            let index = cluster.machines.iter().position(|machine| machine.name == name);
+            let Some(index) = index.filter(|index| ends_it || !cluster.is_up(*index)) else {
+                continue;
+            };
+            self.paused.retain(|paused| *paused != index);
+            restart(cluster, index).await?;
+        }
+        Ok(())
     }
 
     /// Starts servers that have ended by themselves.

@@ -26,6 +26,7 @@ mod load;
 mod losses;
 
 mod cluster;
+mod commands;
 
 mod clock;
 mod host;

@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use super::check_command;
 
+/// Longest wait for an answer of `/livez`. Under the worst of floods one took a second.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How processes that are lost are started again (`[respawn]` in the configuration).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -49,6 +52,11 @@ impl Settings {
             }
         }
         check_command(&self.command).map_err(|why| format!("command {why}"))
+    }
+
+    /// How long a look waits for an answer: a server that is only busy is not to be ended.
+    pub(super) fn look_timeout(&self) -> Duration {
+        self.after().min(LOOK_TIMEOUT)
     }
 
     pub(super) fn after(&self) -> Duration {

@@ -84,16 +84,24 @@ impl Target {
         }
     }
 
-    /// Takes what a look found that has just ended.
-    pub(super) fn looked(&mut self, look: Look, settings: &Settings, at: Moment) -> Option<Change> {
+    /// Takes what a look found that has just ended, after so long.
+    pub(super) fn looked(
+        &mut self,
+        look: Look,
+        took: Duration,
+        settings: &Settings,
+        at: Moment,
+    ) -> Option<Change> {
         let state = match &look {
             Look::Alive(_) => State::Alive,
             Look::Dead => State::Dead,
             Look::Silent => State::Silent,
         };
         if state != self.state {
-            // Silence goes on through a refused connection, and the other way round: it is one loss.
-            (self.state, self.since, self.looks) = (state, at.now, 0);
+            // Silence began when it was asked; not earlier, if this watcher was held up meanwhile.
+            let silent_for = took.min(settings.look_timeout());
+            let since = if state == State::Silent { at.now - silent_for } else { at.now };
+            (self.state, self.since, self.looks) = (state, since, 0);
         }
         self.looks = self.looks.saturating_add(1);
         match look {
@@ -285,7 +293,7 @@ mod tests {
         }
 
         fn looked(&mut self, look: Look, ms: u64) -> Option<Change> {
-            self.target.looked(look, &self.settings, at(ms))
+            self.target.looked(look, Duration::ZERO, &self.settings, at(ms))
         }
 
         fn shown(&self, ms: u64) -> WatchedServer {
@@ -320,6 +328,14 @@ mod tests {
         assert_eq!(seen.looked(Look::Silent, 1_000), None);
         assert_eq!(seen.looked(Look::Silent, 5_999), None);
         assert_eq!(seen.looked(Look::Silent, 6_000), Some(Change::Lost(Reason::Hung)));
+    }
+
+    #[test]
+    fn silence_begins_when_it_was_asked_and_no_earlier_than_a_look_may_take() {
+        let mut seen = Seen::alive();
+        let took = Duration::from_secs(3600);
+        seen.target.looked(Look::Silent, took, &seen.settings, at(3_600_000));
+        assert_eq!(seen.shown(3_600_000).for_ms, 2_000, "the watcher slept for the rest");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{Answer, Call, Failure, Upstream};
 
-/// Longest time between two looks at a process, and for its answer: `/livez` costs nothing.
+/// Longest time between two looks at a process: `/livez` costs nothing.
 const LOOK: Duration = Duration::from_millis(500);
 /// Between two looks at one of which something is expected.
 const LOOK_SOON: Duration = Duration::from_millis(100);
@@ -152,8 +152,10 @@ impl Watcher {
         let Some(other) = self.others.get(index) else { return };
         let interval = self.config.interval.min(LOOK);
         loop {
+            let begun = self.env.now();
             let look = self.look(other).await;
-            let change = other.target().looked(look, &self.config.settings, self.moment());
+            let took = self.env.now().saturating_since(begun);
+            let change = other.target().looked(look, took, &self.config.settings, self.moment());
             if other.is_watched {
                 self.tell(other, change);
                 self.consider(index, other).await;
@@ -169,7 +171,7 @@ impl Watcher {
             let process = answer.headers.get(PROCESS);
             process.and_then(|process| process.to_str().ok()).unwrap_or_default().to_owned()
         };
-        match self.get(&other.upstream, "/livez", self.config.interval.min(LOOK)).await {
+        match self.get(&other.upstream, "/livez", self.config.settings.look_timeout()).await {
             Ok(answer) => Look::Alive(name(&answer)),
             Err(Failure::Refused(_)) => Look::Dead,
             Err(Failure::NotSent(_) | Failure::Unanswered(_)) => Look::Silent,

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use http::Method;
+use http::{Method, StatusCode};
 use pygmy_client::{
     Call, Upstream,
     store::{Patience, Store},
@@ -365,6 +365,13 @@ async fn a_server_that_is_stopped_in_order_is_left_alone() {
         };
         let seen = until("those that watch it know that it left", left).await;
         assert_eq!((seen.respawns, seen.story), (0, None));
+    }
+    // Who does not know the secret learns nothing, and takes nobody out: front ends are public.
+    for (method, path) in [(Method::GET, "/watched"), (Method::DELETE, "/watched/balancer-1/x")] {
+        let call = Call::new(method, path, RequestContext::fresh(&demo.env, REQUEST));
+        let front_end = Upstream::remote(&demo.env, &demo.url(1)).unwrap();
+        let answer = front_end.send(&call, REQUEST).await.unwrap();
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED);
     }
     // Another one that dies meanwhile is started, after those were looked at again and again.
     let before = demo.send("order-2", Signal::KILL);
