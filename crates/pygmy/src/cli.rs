@@ -81,6 +81,7 @@ pub(crate) enum Command {
 Examples:
   pygmy demo --client                  and run the client process and the tests
   pygmy demo --layout nodes            three machines in small, node-1 to node-3
+  pygmy demo --chaos                   and lose one every few seconds
   pygmy demo --dir b --base-port 9080  a second store beside the first")]
 pub(crate) struct DemoArgs {
     /// Where the store is kept; nothing in it is removed at the end
@@ -103,6 +104,9 @@ pub(crate) struct DemoArgs {
     /// DIR/ClientOutput.txt and DIR/tests.txt
     #[arg(long)]
     pub(crate) client: bool,
+    /// Kill or stop a random server every few seconds and say so; they come back by themselves
+    #[arg(long)]
+    pub(crate) chaos: bool,
     /// The form of the servers' logs
     #[arg(long, value_enum, default_value_t)]
     pub(crate) log_format: LogFormat,

@@ -8,6 +8,7 @@
 //! it stays a child of the demo. [`report`] tells people what happens.
 
 mod ask;
+mod chaos;
 mod layout;
 mod report;
 mod supervise;
@@ -31,6 +32,7 @@ use tokio::sync::mpsc;
 pub(crate) use self::ask::run as respawn;
 use self::{
     ask::Ask,
+    chaos::Chaos,
     report::Report,
     supervise::{Children, Event},
 };
@@ -168,14 +170,32 @@ async fn run_store(
         eprintln!("pygmy: {error:#}");
     }
     report.what_to_try()?;
-    while let Some(event) = children.next_event(&mut asks).await {
+    let mut chaos = args.chaos.then(|| Chaos::new(env, config.servers().len()));
+    loop {
+        let event = tokio::select! {
+            event = children.next_event(&mut asks) => event,
+            () = next_of(chaos.as_ref()) => {
+                let struck = chaos.as_mut().and_then(|chaos| chaos.strike(children));
+                struck.iter().for_each(|struck| eprintln!("{struck}"));
+                continue;
+            }
+        };
         match event {
-            Event::Ended(exit) => report.died(&exit),
-            Event::Ending { name, reason, watcher } => report.ending(&name, reason, &watcher),
-            Event::Back { name, watcher, after } => report.back(&name, &watcher, after),
+            Some(Event::Ended(exit)) => report.died(&exit),
+            Some(Event::Ending { name, reason, watcher }) => report.ending(&name, reason, &watcher),
+            Some(Event::Back { name, watcher, after }) => report.back(&name, &watcher, after),
+            None => break,
         }
     }
     bail!("no server is left, and so nobody to start one again; run the same command once more")
+}
+
+/// Completes when chaos wants a server; never without chaos.
+async fn next_of(chaos: Option<&Chaos>) {
+    match chaos {
+        Some(chaos) => chaos.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn run_client(env: &Env, dir: &Path, config: &Config, secret: Secret) -> anyhow::Result<()> {

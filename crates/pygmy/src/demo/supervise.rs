@@ -201,6 +201,13 @@ impl<'a> Children<'a> {
         self.running.len()
     }
 
+    /// The running servers that are neither being started nor being ended.
+    pub(super) fn serving(&self) -> Vec<(String, Pid)> {
+        let in_motion = |name| self.ending.contains_key(name) || self.starting.contains_key(name);
+        let serving = self.running.iter().filter(|(name, _)| !in_motion(*name));
+        serving.map(|(name, child)| (name.clone(), child.pid)).collect()
+    }
+
     /// The process id of a running server.
     pub(super) fn pid(&self, name: &str) -> Option<Pid> {
         self.running.get(name).map(|child| child.pid)

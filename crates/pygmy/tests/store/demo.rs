@@ -151,6 +151,30 @@ async fn a_demo_ends_when_no_server_is_left_to_start_another() {
 }
 
 #[tokio::test]
+async fn chaos_says_whom_it_strikes_and_they_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = fs::canonicalize(dir.path()).unwrap();
+    let base = free_ports(&Env::production(), 20);
+    let said = dir.join("said.txt");
+    let mut command = demo(&dir, base, &["--layout", "nodes", "--chaos"]);
+    // A server that hangs is ended soon.
+    command.env("PYGMY_RESPAWN_AFTER_MS", "500");
+    let child = command.stderr(fs::File::create(&said).unwrap()).spawn().unwrap();
+    until("two servers were struck and came back", async || {
+        let said = fs::read_to_string(&said).ok()?;
+        let (struck, back) =
+            (said.matches("chaos: node-").count(), said.matches(" is back").count());
+        (struck >= 2 && back >= 2).then_some(())
+    })
+    .await;
+    signal(&child, rustix::process::Signal::INT);
+    assert!(ended(child).await.status.success());
+    let said = fs::read_to_string(&said).unwrap();
+    assert!(said.contains("servers were killed, "), "{said}");
+    assert_eq!(servers_of(&dir), Vec::<u32>::new());
+}
+
+#[tokio::test]
 async fn a_taken_port_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let base = free_ports(&Env::production(), 20);
