@@ -252,9 +252,10 @@ impl Watcher {
         if !answer.is_ok_and(|answer| answer.status == StatusCode::OK) {
             return;
         }
-        let mut target = other.target();
-        let after_ms = target.ready(self.moment());
-        let by = target.story.as_ref().and_then(|story| story.by.clone());
+        let after_ms = other.target().ready(self.moment());
+        // At once: who started it may be the next that is lost.
+        self.ask_all_others().await;
+        let by = other.target().story.as_ref().and_then(|story| story.by.clone());
         tracing::info!(server = other.process.name, after_ms, by, "ready again");
     }
 
@@ -272,15 +273,18 @@ impl Watcher {
         }
     }
 
-    /// Asks all other watchers what they know, again and again.
     async fn learn_from_others(&self) {
         loop {
-            let asked = self.others.iter().filter_map(|other| other.watcher.as_ref());
-            for told in join_all(asked.map(|watcher| self.ask(watcher))).await.into_iter().flatten()
-            {
-                told.iter().for_each(|told| self.learn(told));
-            }
+            self.ask_all_others().await;
             self.env.sleep(LEARN).await;
+        }
+    }
+
+    /// Asks all other watchers what they know.
+    async fn ask_all_others(&self) {
+        let asked = self.others.iter().filter_map(|other| other.watcher.as_ref());
+        for told in join_all(asked.map(|watcher| self.ask(watcher))).await.into_iter().flatten() {
+            told.iter().for_each(|told| self.learn(told));
         }
     }
 

@@ -111,14 +111,19 @@ impl Demo {
         Some(self.ask::<Servers>(&balancer, "/servers").await?.servers)
     }
 
-    /// What the balancers say of a server, the first that answers.
+    /// What a balancer says of a server.
     async fn told(&self, name: &str) -> Option<ServerStatus> {
+        self.all_told(name).await.pop()
+    }
+
+    /// What the balancers that answer say of a server.
+    async fn all_told(&self, name: &str) -> Vec<ServerStatus> {
+        let mut told = Vec::new();
         for number in 1..=2 {
-            if let Some(servers) = self.servers(self.balancer(number)).await {
-                return servers.into_iter().find(|server| server.name == name);
-            }
+            let servers = self.servers(self.balancer(number)).await.unwrap_or_default();
+            told.extend(servers.into_iter().filter(|server| server.name == name));
         }
-        None
+        told
     }
 
     async fn leader(&self) -> String {
@@ -144,10 +149,14 @@ impl Demo {
     async fn back(&self, name: &str, part: &str, before: Pid) -> ServerStatus {
         until(&format!("{name} is back"), async || {
             self.pid(name).filter(|pid| *pid != before)?;
-            let told = self.told(part).await?;
-            let story = told.story.as_ref()?;
-            let complete = story.ready_at.is_some() && story.by.is_some() && told.respawns > 0;
-            (complete && told.health == Health::Ready).then_some(told)
+            let mut all = self.all_told(part).await;
+            // Both of them tell it: what one knows must not be lost with it.
+            let is_complete = |told: &ServerStatus| {
+                let done =
+                    told.story.as_ref().is_some_and(|s| s.ready_at.is_some() && s.by.is_some());
+                done && told.respawns > 0 && told.health == Health::Ready
+            };
+            all.iter().all(is_complete).then(|| all.pop())?
         })
         .await
     }
