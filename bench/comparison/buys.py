@@ -38,12 +38,13 @@ class Load:
 
 
 @contextmanager
-def pygmy(parent, layout):
-    """Pygmy's demo; gives the path of its configuration and its first port."""
+def pygmy(parent, layout, settings=()):
+    """Pygmy's demo, with `settings` as NAME=VALUE; gives the path of its configuration and its
+    first port."""
     with Stage(parent, f"pygmy-{layout}") as stage:
         port = free_ports(14)
         data = stage.directory / "data"
-        stage.start("demo", [PYGMY, "demo", "--layout", layout, "--base-port", port,
+        stage.start("demo", ["env", *settings, PYGMY, "demo", "--layout", layout, "--base-port", port,
                              "--dir", data])
         log = stage.processes[0].log
         stage.wait_until("the start of Pygmy", lambda: "the store is ready" in log.read_text(), 90)
