@@ -12,7 +12,7 @@ use std::{
 use pygmy_client::Upstream;
 use pygmy_protocol::{
     Code, Env, Problem,
-    registration::{Registration, Role, ServerStatus},
+    registration::{MAX_NAME_BYTES, MAX_URL_BYTES, Registration, Role, ServerStatus},
     watched::Story,
 };
 
@@ -24,10 +24,6 @@ use crate::{
     settings::Settings,
 };
 
-/// Longest name and nonce, in characters.
-const MAX_NAME_BYTES: usize = 64;
-/// Longest base URL, in bytes: a host name has 253 at most.
-const MAX_URL_BYTES: usize = 512;
 /// Shortest and longest time between heartbeats, in milliseconds. Shorter ones would expire
 /// whenever a machine is busy; longer ones would keep a dead server listed for minutes.
 const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 50..=60_000;
@@ -481,7 +477,7 @@ mod tests {
         let table = Table::new();
         let bad = [
             Registration { name: String::new(), ..order("a") },
-            Registration { name: "a".repeat(65), ..order("a") },
+            Registration { name: "a".repeat(MAX_NAME_BYTES + 1), ..order("a") },
             Registration { name: "a b".to_owned(), ..order("a") },
             Registration { nonce: String::new(), ..order("a") },
             Registration { url: "https://a".to_owned(), ..order("a") },

@@ -193,7 +193,7 @@ impl Incoming {
             return Err(TransferError::Length { bytes: self.bytes, received: self.received });
         }
         let file = self.file.clone();
-        match shared.check(move || file.verify()).await {
+        match shared.checks.run(move || file.verify()).await {
             Some(verified) => Ok(verified.map(|_| ())?),
             None => Err(TransferError::OutOfOrder("the replica is stopping")),
         }

@@ -77,7 +77,7 @@ pub(crate) async fn scrub(shared: Arc<Shared>, mut shutdown: Shutdown) -> Result
         }
         next = interval;
         let reader = shared.reader.clone();
-        match shared.check(move || reader.verify()).await {
+        match shared.checks.run(move || reader.verify()).await {
             Some(Ok(read)) => tracing::info!(index = read.index, "the database adds up"),
             Some(Err(error)) => {
                 tracing::error!(%error, "the database does not add up");

@@ -48,7 +48,7 @@ async fn verify(
 ) -> Result<Response, Problem> {
     let context = RequestContext::arriving(&shared.env, &headers, VERIFY_LIMIT);
     let reader = shared.reader.clone();
-    let verified = shared.check(move || reader.verify());
+    let verified = shared.checks.run(move || reader.verify());
     match shared.env.timeout(context.remaining(&shared.env), verified).await {
         Ok(Some(Ok(read))) => {
             let verified = serde_json::json!({ "verified": true });

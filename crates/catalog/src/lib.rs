@@ -13,7 +13,8 @@
 //! Raft itself is openraft, behind [`raft`]'s types and runtime, [`peer`]'s network and
 //! [`leadership`]'s view of it. [`replica`] puts everything together; [`bootstrap`] makes a
 //! cluster of blank replicas, once; [`compact`] keeps the log short; [`ready`] says when a replica
-//! wants traffic; [`damage`] stops a replica whose database is damaged; [`room`] refuses changes
+//! wants traffic; [`damage`] stops a replica whose database is damaged, which [`checks`]
+//! of everything find out at the latest; [`room`] refuses changes
 //! before the disk is full; [`retire`] hands the leadership over before it leaves; [`metrics`] is
 //! what it counts, [`health`] what it says of itself; [`identity`] binds a data directory to one
 //! Raft id for its whole life. A replica whose
@@ -41,6 +42,7 @@ mod members;
 mod rejoin;
 
 mod answer;
+mod checks;
 mod compact;
 mod damage;
 #[cfg(feature = "fuzzing")]

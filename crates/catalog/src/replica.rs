@@ -1,7 +1,7 @@
 //! A replica put together: directory, log, state machine, Raft, gate, and the tasks between them.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::BTreeMap,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -9,18 +9,16 @@ use std::{
 
 use pygmy_client::ServerConfig;
 use pygmy_protocol::{
-    env::{Env, Worker},
+    env::Env,
     http::{Fatal, Readiness, Secret, Shutdown},
     invalidation::CacheKey,
     registration::{CatalogStatus, Role},
 };
-use tokio::{
-    sync::{oneshot, watch},
-    task::JoinHandle,
-};
+use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     Config, ReplicaAddress, Settings,
+    checks::Checks,
     compact::compact_log,
     damage::{Damage, scrub, watch_damage},
     holders::remove_lapsed,
@@ -79,7 +77,7 @@ pub(crate) struct Shared {
     /// Held while the membership is changed.
     pub(crate) member_changes: tokio::sync::Mutex<()>,
     /// Does checks of whole files, one after the other.
-    pub(crate) checks: Worker<Check>,
+    pub(crate) checks: Checks,
     /// Held as long as the replica lives.
     _dir: DataDir,
 }
@@ -91,9 +89,6 @@ pub(crate) struct Links {
     secret: Secret,
     by_id: Mutex<BTreeMap<u64, Arc<Link>>>,
 }
-
-/// Work that reads a lot and is asked for rarely.
-pub(crate) type Check = Box<dyn FnOnce() + Send>;
 
 impl Links {
     /// The link to a replica.
@@ -160,7 +155,14 @@ pub(crate) async fn start(
     let measures = Measures::new(machine.snapshot_times());
     let rejected = server.metrics.rejections("min_free_bytes");
     let room = Room::new(env, dir.clone(), settings.min_free_bytes, rejected);
-    let network = PeerNetwork { env: env.clone(), id, secret: server.secret.clone() };
+    let checks = Checks::start(env);
+    let network = PeerNetwork {
+        env: env.clone(),
+        id,
+        secret: server.secret.clone(),
+        checks: checks.clone(),
+        damage: Arc::clone(&damage),
+    };
     let raft_config = Arc::new(settings.raft().validate().map_err(fatal)?);
     let raft = CatalogRaft::new(id, raft_config, network, log.clone(), machine);
     let raft = raft.await.map_err(|e| Fatal(format!("Raft cannot start: {e}")))?;
@@ -173,9 +175,6 @@ pub(crate) async fn start(
     let (rounds, reads) = Rounds::new();
     let links =
         Links { env: env.clone(), id, secret: server.secret.clone(), by_id: Mutex::default() };
-    let checks = Worker::start(env, "checks", |waiting: &mut VecDeque<Check>| {
-        waiting.drain(..).for_each(|check| check());
-    });
     let shared = Arc::new(Shared {
         env: env.clone(),
         id,
@@ -353,21 +352,6 @@ fn check_no_gap(log: &LogStore, reader: &Reader) -> Result<(), OpenError> {
 }
 
 impl Shared {
-    /// Runs `check` on the worker for that. `None` if the worker has ended.
-    pub(crate) async fn check<T: Send + 'static>(
-        &self,
-        check: impl FnOnce() -> T + Send + 'static,
-    ) -> Option<T> {
-        let (done, result) = oneshot::channel();
-        self.checks.submit(Box::new(move || {
-            // Whoever gave up waiting does not need it any more.
-            if !done.is_closed() {
-                let _ = done.send(check());
-            }
-        }));
-        result.await.ok()
-    }
-
     /// Completes when somebody else than `leader` leads, or nobody.
     pub(crate) async fn leader_changed(&self, leader: &Leader) {
         let mut leadership = self.leadership.clone();

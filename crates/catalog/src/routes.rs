@@ -285,6 +285,7 @@ async fn change_members(
 ) -> Result<Response, Problem> {
     let (headers, body) = split(request);
     let wish: MemberChange = read_json(&shared, &context, &headers, body).await?;
+    wish.check()?;
     if !shared.is_leader() {
         return Ok(not_leader(&shared));
     }

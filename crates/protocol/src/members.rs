@@ -7,6 +7,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::{
+    Code, Problem,
+    registration::{MAX_NAME_BYTES, MAX_URL_BYTES},
+};
+
 /// The path of the route, at every catalog server. One that does not lead answers 503 and names
 /// the leader, as for an invalidation stream.
 pub const PATH: &str = "/members";
@@ -21,6 +26,28 @@ pub struct Candidate {
     pub name: String,
     /// Its base URL.
     pub url: String,
+}
+
+impl Candidate {
+    /// Checks the ranges: an id from 1 to 2^53 - 1, a name of 1 to 72 visible ASCII characters, a
+    /// URL of at most 512 bytes that begins with `http://`.
+    ///
+    /// # Errors
+    /// `bad_value`.
+    pub fn check(&self) -> Result<(), Problem> {
+        let Candidate { id, name, url } = self;
+        let visible = name.bytes().all(|b| b.is_ascii_graphic());
+        let detail = if !(1..1 << 53).contains(id) {
+            "id is a whole number from 1 to 2^53 - 1".to_owned()
+        } else if !visible || !(1..=MAX_NAME_BYTES).contains(&name.len()) {
+            format!("name has 1 to {MAX_NAME_BYTES} visible ASCII characters")
+        } else if url.len() > MAX_URL_BYTES || !url.starts_with("http://") {
+            format!("url begins with http:// and has {MAX_URL_BYTES} bytes at most")
+        } else {
+            return Ok(());
+        };
+        Err(Problem::new(Code::BadValue, detail))
+    }
 }
 
 /// What is to become of the membership.
@@ -51,6 +78,21 @@ pub enum MemberChange {
     },
 }
 
+impl MemberChange {
+    /// Checks who is to come, if somebody is.
+    ///
+    /// # Errors
+    /// `bad_value`.
+    pub fn check(&self) -> Result<(), Problem> {
+        match self {
+            MemberChange::Join(new)
+            | MemberChange::Add(new)
+            | MemberChange::Replace { new, .. } => new.check(),
+            MemberChange::Remove { .. } | MemberChange::Lead { .. } => Ok(()),
+        }
+    }
+}
+
 /// How far a change has come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberProgress {
@@ -58,4 +100,31 @@ pub struct MemberProgress {
     pub done: bool,
     /// What has just been done or is waited for, for people.
     pub detail: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_comes_has_limits() {
+        let good =
+            Candidate { id: 1, name: "catalog-4".into(), url: "http://10.0.0.4:8080".into() };
+        assert_eq!(good.check(), Ok(()));
+        let bad = [
+            Candidate { id: 0, ..good.clone() },
+            Candidate { id: 1 << 53, ..good.clone() },
+            Candidate { name: String::new(), ..good.clone() },
+            Candidate { name: "a b".into(), ..good.clone() },
+            Candidate { name: "a".repeat(MAX_NAME_BYTES + 1), ..good.clone() },
+            Candidate { url: "https://10.0.0.4".into(), ..good.clone() },
+            Candidate { url: format!("http://{}", "a".repeat(MAX_URL_BYTES)), ..good.clone() },
+        ];
+        for candidate in bad {
+            let problem = MemberChange::Add(candidate.clone()).check().unwrap_err();
+            assert_eq!(problem.code, Code::BadValue, "{candidate:?}");
+        }
+        let remove = MemberChange::Remove { name: String::new() };
+        assert_eq!(remove.check(), Ok(()), "whatever is not there can leave");
+    }
 }

@@ -6,6 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::watched::{CaughtUp, Story};
 
+/// Longest name of a server, in bytes: that of a process with all tiers, and of the tier.
+pub const MAX_NAME_BYTES: usize = 72;
+/// Longest base URL of a server, in bytes.
+pub const MAX_URL_BYTES: usize = 512;
+
 /// The job of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -21,6 +21,8 @@ use super::{
     message::{Message, Reply},
 };
 use crate::{
+    checks::Checks,
+    damage::Damage,
     raft::{LogId, Member, TypeConfig, Vote},
     state::{SnapshotFile, StateError},
 };
@@ -42,6 +44,8 @@ pub(crate) struct PeerNetwork {
     pub(crate) env: Env,
     pub(crate) id: u64,
     pub(crate) secret: Secret,
+    pub(crate) checks: Checks,
+    pub(crate) damage: Arc<Damage>,
 }
 
 impl RaftNetworkFactory<TypeConfig> for PeerNetwork {
@@ -49,7 +53,12 @@ impl RaftNetworkFactory<TypeConfig> for PeerNetwork {
 
     async fn new_client(&mut self, target: u64, node: &Member) -> PeerClient {
         let link = Link::new(&self.env, &node.url, self.id, target, &self.secret);
-        PeerClient { env: self.env.clone(), link: Arc::new(link) }
+        PeerClient {
+            env: self.env.clone(),
+            link: Arc::new(link),
+            checks: self.checks.clone(),
+            damage: Arc::clone(&self.damage),
+        }
     }
 }
 
@@ -57,6 +66,8 @@ impl RaftNetworkFactory<TypeConfig> for PeerNetwork {
 pub(crate) struct PeerClient {
     env: Env,
     link: Arc<Link>,
+    checks: Checks,
+    damage: Arc<Damage>,
 }
 
 type RpcError = RPCError<TypeConfig>;
@@ -195,6 +206,7 @@ impl PeerClient {
         let unreadable =
             |e: StateError| RpcError::from(LinkError::NotSent(format!("the snapshot: {e}")));
         let file = snapshot.snapshot;
+        self.check(&file).await.map_err(unreadable)?;
         let bytes = file.len().map_err(unreadable)?;
         tracing::info!(meta = %snapshot.meta, bytes, "sending a snapshot");
         let begin = Message::SnapshotBegin { vote, meta: Box::new(snapshot.meta), bytes };
@@ -210,6 +222,16 @@ impl PeerClient {
             Reply::SnapshotInstalled(response) => Ok(response),
             other => Err(unexpected(other)),
         }
+    }
+
+    /// A damaged snapshot would be refused by the other side, again and again.
+    async fn check(&self, file: &SnapshotFile) -> Result<(), StateError> {
+        let whole = file.clone();
+        let verified = self.checks.run(move || whole.verify()).await;
+        verified.unwrap_or(Err(StateError::Stopped)).map(drop).inspect_err(|error| {
+            tracing::error!(%error, "the snapshot cannot be sent");
+            self.damage.report(error);
+        })
     }
 
     async fn expect_taken(&self, message: Message) -> Result<(), RpcError> {

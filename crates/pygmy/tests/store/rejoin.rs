@@ -49,8 +49,9 @@ fn first_segment(dir: &Path) -> PathBuf {
     dir.join("raft-log/00000000000000000000.log")
 }
 
-async fn a_wiped_replica_takes_its_place_while_the_store_sells(layout: Layout) {
-    let mut store = Store::start(layout).await;
+/// `settings` say how it catches up: with entries of the log, or with a snapshot.
+async fn a_wiped_replica_takes_its_place_while_the_store_sells(layout: Layout, settings: &str) {
+    let mut store = Store::start_with(layout, settings).await;
     let victim = follower(&store).await;
     let old = store.status(&victim).await.unwrap().id;
     store.kill(&victim);
@@ -78,12 +79,13 @@ async fn a_wiped_replica_takes_its_place_while_the_store_sells(layout: Layout) {
 
 #[tokio::test]
 async fn a_wiped_replica_takes_its_place_while_the_store_sells_tiers() {
-    a_wiped_replica_takes_its_place_while_the_store_sells(Layout::Tiers).await;
+    a_wiped_replica_takes_its_place_while_the_store_sells(Layout::Tiers, "").await;
 }
 
 #[tokio::test]
 async fn a_wiped_node_takes_its_place_while_the_store_sells() {
-    a_wiped_replica_takes_its_place_while_the_store_sells(Layout::Nodes).await;
+    let short_log = "[catalog]\nsnapshot_log_entries = 5\nlog_entries_kept = 1\n";
+    a_wiped_replica_takes_its_place_while_the_store_sells(Layout::Nodes, short_log).await;
 }
 
 type Damage = Box<dyn Fn(&Path)>;
