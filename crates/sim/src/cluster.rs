@@ -4,7 +4,10 @@ use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -89,7 +92,7 @@ pub(crate) struct Machine {
     rng: Rng,
     dir: PathBuf,
     life: Option<Life>,
-    lives: u64,
+    lives: Arc<AtomicU64>,
     is_broken: bool,
     /// What SQLite had when it was last looked at.
     database: Option<Database>,
@@ -160,7 +163,7 @@ impl Cluster {
                 rng: rng.fork(),
                 dir: data,
                 life: None,
-                lives: 0,
+                lives: Arc::default(),
                 is_broken: false,
                 database: None,
             });
@@ -251,7 +254,7 @@ impl Cluster {
             // Ends once.
             let _ = says.set(why);
         });
-        self.machines[index].lives += 1;
+        self.machines[index].lives.fetch_add(1, Ordering::Relaxed);
         self.machines[index].life =
             Some(Life { _env: env, tasks, workers, _stopper: stopper, ended });
     }
@@ -395,9 +398,9 @@ const LOG: &str = "catalog.db-wal";
 const SHARED: &str = "catalog.db-shm";
 
 impl Machine {
-    /// How often its server was started.
-    pub(crate) fn lives(&self) -> u64 {
-        self.lives
+    /// How often its server was started, now and later.
+    pub(crate) fn lives(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.lives)
     }
 
     /// What SQLite has after a crash: what it has now, or after a power loss what it had when it

@@ -124,8 +124,6 @@ struct Driver {
 #[derive(Default)]
 struct Watch {
     replicas: Replicas,
-    /// Counts the starts of all servers, so that each life has a number.
-    lives: BTreeMap<&'static str, u64>,
     violation: Option<String>,
     /// The highest term in which a machine was seen to lead, and its number.
     leader: Option<(u64, usize)>,
@@ -198,7 +196,6 @@ impl Driver {
             self.env.sleep(faults.gap()).await;
             let leader = lock(&self.replicas).leader.map(|(_, leader)| leader);
             faults.step(&mut self.cluster, leader).await.map_err(|e| e.to_string())?;
-            self.count_lives();
             self.no_violation()?;
         }
         Ok(())
@@ -209,7 +206,6 @@ impl Driver {
         self.lost_disks_are_back(faults).await?;
         let down = self.minority();
         faults.end_all(&mut self.cluster, &down).await.map_err(|e| e.to_string())?;
-        self.count_lives();
         self.within(RECOVERY, "a majority sells again", async |driver: &Driver| {
             let url = driver.rng.pick(&driver.cluster.public_urls()).clone();
             // An item that does not exist: refused by the state machine, and nothing changes.
@@ -219,7 +215,6 @@ impl Driver {
         })
         .await?;
         faults.end_all(&mut self.cluster, &[]).await.map_err(|e| e.to_string())?;
-        self.count_lives();
         Ok(())
     }
 
@@ -230,7 +225,6 @@ impl Driver {
             return Ok(());
         }
         faults.end_all(&mut self.cluster, &[]).await.map_err(|e| e.to_string())?;
-        self.count_lives();
         let end = self.time.elapsed() + RECOVERY;
         while !faults.lost_are_back(&self.cluster).await {
             if self.time.elapsed() > end {
@@ -240,7 +234,6 @@ impl Driver {
             }
             // Without a leader such a replica ends, and whoever watches it starts it again.
             faults.restart_ended(&mut self.cluster).await.map_err(|e| e.to_string())?;
-            self.count_lives();
             self.env.sleep(LOOK).await;
         }
         Ok(())
@@ -318,26 +311,20 @@ impl Driver {
 
     /// Looks at each replica all along.
     fn watch_replicas(&mut self) {
-        self.count_lives();
-        let with_replica =
-            self.cluster.machines.iter().filter(|m| matches!(m.role, "catalog" | "all"));
-        let names: Vec<_> = with_replica.map(|machine| machine.name).collect();
-        let machines = self.cluster.replicas();
-        for (number, (name, url)) in names.into_iter().zip(self.cluster.urls("catalog")).enumerate()
-        {
-            let machine = machines[number];
+        let machines = self.cluster.replicas().into_iter();
+        for (number, (machine, url)) in machines.zip(self.cluster.urls("catalog")).enumerate() {
+            let lives = self.cluster.machines[machine].lives();
             let (env, secret, watch) =
                 (self.env.clone(), self.secret.clone(), Arc::clone(&self.replicas));
             self.env.spawn(async move {
                 loop {
                     env.sleep(LOOK).await;
-                    let life = |watch: &Watch| watch.lives.get(name).copied().unwrap_or(0);
-                    let before = life(&lock(&watch));
+                    let before = lives.load(Ordering::Relaxed);
                     let status = ask::<CatalogStatus>(&env, &secret, &url, "/status").await;
                     let mut watch = lock(&watch);
                     // An answer across a restart belongs to one life or the other: not known.
                     if let Some(status) = status
-                        && before == life(&watch)
+                        && before == lives.load(Ordering::Relaxed)
                     {
                         watch.look(number as u64, before, &status);
                         if status.role == "leader" {
@@ -346,14 +333,6 @@ impl Driver {
                     }
                 }
             });
-        }
-    }
-
-    /// Gives each life of each server a number.
-    fn count_lives(&self) {
-        let mut watch = lock(&self.replicas);
-        for machine in &self.cluster.machines {
-            watch.lives.insert(machine.name, machine.lives());
         }
     }
 
