@@ -169,7 +169,7 @@ fn begin(
 ) -> Result<Incoming, TransferError> {
     let room = shared.env.files.free_bytes(&shared.dir)?;
     // Twice: the file, and the database that it becomes.
-    if room < (2 * bytes).saturating_add(shared.settings.min_free_bytes) {
+    if room < bytes.saturating_mul(2).saturating_add(shared.settings.min_free_bytes) {
         return Err(TransferError::NoRoom { bytes, room });
     }
     tracing::info!(%meta, bytes, "receiving a snapshot");

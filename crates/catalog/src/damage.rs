@@ -34,8 +34,14 @@ impl Damage {
         Damage { files: Arc::clone(&env.files), dir: dir.to_owned(), found }
     }
 
-    /// Ends the replica if `error` is damage. Blocks for an fsync then, once.
+    /// Ends the replica, and its identity, if `error` is damage. Blocks for an fsync then, once.
     pub(crate) fn report(&self, error: &StateError) {
+        self.mark(error);
+        self.stop(error);
+    }
+
+    /// Ends the identity if `error` is damage: from the next start on, however soon that comes.
+    pub(crate) fn mark(&self, error: &StateError) {
         if !matches!(error, StateError::Corrupt { .. }) || self.found.borrow().is_some() {
             return;
         }
@@ -44,7 +50,18 @@ impl Damage {
         if let Err(error) = end_identity(&*self.files, &self.dir, &why) {
             tracing::error!(%error, "the end of this identity cannot be written down");
         }
-        self.found.send_replace(Some(why));
+    }
+
+    /// Ends the replica if `error` is damage, and nothing else: for files that the next start makes
+    /// anew from the rest.
+    pub(crate) fn stop(&self, error: &StateError) {
+        if matches!(error, StateError::Corrupt { .. }) {
+            self.found.send_if_modified(|found| {
+                let first = found.is_none();
+                found.get_or_insert_with(|| error.to_string());
+                first
+            });
+        }
     }
 
     /// Completes when damage was found.
@@ -52,7 +69,7 @@ impl Damage {
         let mut found = self.found.subscribe();
         match found.wait_for(Option::is_some).await {
             Ok(why) => Fatal(format!(
-                "{}; start this server again, and it begins anew",
+                "{}; start this server again, and it mends that or begins anew",
                 why.as_deref().unwrap_or_default()
             )),
             Err(_) => Fatal("nobody looks for damage any more".to_owned()),

@@ -57,10 +57,11 @@ async fn verify(
         Ok(Some(Err(error))) => {
             tracing::error!(%error, "the database does not add up");
             let detail = format!("the database does not add up: {error}");
+            shared.damage.mark(&error);
             let env = shared.env.clone();
             env.clone().spawn(async move {
                 env.sleep(ANSWER_FIRST).await;
-                shared.damage.report(&error);
+                shared.damage.stop(&error);
             });
             Err(Problem::new(Code::Damaged, detail))
         }

@@ -119,23 +119,27 @@ impl DataDir {
         Ok(opened(Some(identity.id)))
     }
 
+    /// Checks that an identity has its log.
+    pub(crate) fn check_log(&self, log_was_there: bool) -> Result<(), IdentityError> {
+        match self.id {
+            Some(_) if !log_was_there => Err(self.incomplete("its Raft log is gone")),
+            _ => Ok(()),
+        }
+    }
+
+    fn incomplete(&self, why: &str) -> IdentityError {
+        IdentityError::Incomplete { dir: self.dir.display().to_string(), why: why.to_owned() }
+    }
+
     /// The directory's Raft id, or a fresh one, which becomes its own for good. A directory gets
     /// one only when everything else in it was made, so that an identity without its log, or a
     /// log without its identity, is known to have lost something. `holds_data`: whether the log
     /// or the database has anything in it.
-    pub(crate) fn identity(
-        &mut self,
-        env: &Env,
-        log_was_there: bool,
-        holds_data: bool,
-    ) -> Result<u64, IdentityError> {
+    pub(crate) fn identity(&mut self, env: &Env, holds_data: bool) -> Result<u64, IdentityError> {
         let shown = self.dir.display().to_string();
-        let damaged =
-            |why: &str| IdentityError::Incomplete { dir: shown.clone(), why: why.to_owned() };
         match self.id {
-            Some(_) if !log_was_there => Err(damaged("its Raft log is gone")),
             Some(id) => Ok(id),
-            None if holds_data => Err(damaged("its identity is gone")),
+            None if holds_data => Err(self.incomplete("its identity is gone")),
             None => {
                 let mut id = 1 + env.random.below(ID_BOUND - 1);
                 if planted!(LostDiskKeepsIdentity) {
@@ -219,7 +223,7 @@ mod tests {
 
     fn open(env: &Env, dir: &Path, name: &str) -> Result<(DataDir, u64), IdentityError> {
         let mut dir = DataDir::open(env, dir, name)?;
-        let id = dir.identity(env, true, false)?;
+        let id = dir.identity(env, false)?;
         Ok((dir, id))
     }
 
@@ -248,8 +252,10 @@ mod tests {
         let env = Env::production();
         let dir = tempfile::tempdir().unwrap();
         let mut new = DataDir::open(&env, dir.path(), "catalog-1").unwrap();
-        assert!(matches!(new.identity(&env, true, true), Err(IdentityError::Incomplete { .. })));
-        new.identity(&env, true, false).unwrap();
-        assert!(matches!(new.identity(&env, false, false), Err(IdentityError::Incomplete { .. })));
+        assert!(matches!(new.identity(&env, true), Err(IdentityError::Incomplete { .. })));
+        new.check_log(false).unwrap();
+        new.identity(&env, false).unwrap();
+        assert!(matches!(new.check_log(false), Err(IdentityError::Incomplete { .. })));
+        new.check_log(true).unwrap();
     }
 }

@@ -22,7 +22,7 @@ use pygmy_protocol::{
     registration::MemberStatus,
 };
 
-use crate::{raft::Member, replica::Shared};
+use crate::{raft::Member, replica::Shared, room};
 
 /// Longest wait for a majority to take one change.
 const STEP_LIMIT: Duration = Duration::from_secs(5);
@@ -176,7 +176,20 @@ impl Known {
         self.members.get(&id).map_or("?", |member| &member.name)
     }
 
-    /// How far a learner is behind; `None` once it has nearly all.
+    /// Refuses voters of whom no majority answers.
+    fn check_majority_of(&self, voters: &BTreeSet<u64>) -> Result<(), Problem> {
+        let answering = voters.intersection(&self.answering).count();
+        if 2 * answering > voters.len() {
+            return Ok(());
+        }
+        Err(refused(format!(
+            "the cluster would have {} voters of which {answering} answer: no majority; bring the \
+             others back first",
+            voters.len()
+        )))
+    }
+
+    /// How far another replica is behind; `None` once it has nearly all.
     fn behind(&self, id: u64) -> Option<u64> {
         let behind = self.last.saturating_sub(self.matched.get(&id).copied().unwrap_or(0));
         (behind > NEARLY_ALL || !self.answering.contains(&id)).then_some(behind)
@@ -184,7 +197,8 @@ impl Known {
 
     /// The voter that has most of the log, of those that answer and are not to leave.
     fn successor(&self, leaving: &BTreeSet<u64>) -> Option<u64> {
-        let fit = |id: &&u64| self.answering.contains(id) && !leaving.contains(id);
+        let fit =
+            |id: &&u64| **id != self.me && self.behind(**id).is_none() && !leaving.contains(id);
         self.voters.iter().filter(fit).max_by_key(|id| self.matched.get(id)).copied()
     }
 }
@@ -268,12 +282,21 @@ fn next(known: &Known, wish: &MemberChange) -> Result<Step, Problem> {
         },
         MemberChange::Replace { old, new } => {
             let leaving = known.named(old);
+            let namesake = |id: &u64| *id != new.id && !leaving.contains(id);
+            if known.named(&new.name).iter().any(namesake) {
+                return Err(refused(format!(
+                    "a replica named {} belongs to the cluster already; one whose disk was lost takes \
+                     its place by itself",
+                    new.name
+                )));
+            }
             if leaving.is_empty() && !known.voters.contains(&new.id) {
                 return Err(refused(format!("no replica named {old} belongs to the cluster")));
             }
             admit(known, new, &leaving)
         }
         MemberChange::Remove { name } => remove(known, name),
+        MemberChange::Spare { name } => Ok(spare(known, name)),
         MemberChange::Lead { name } => lead(known, name),
     }
 }
@@ -288,7 +311,7 @@ fn admit(known: &Known, new: &Candidate, leaving: &BTreeSet<u64>) -> Result<Step
     if known.voters.contains(&new.id) && leaving.is_empty() {
         return Ok(Step::Done(format!("{} is a voter", new.name)));
     }
-    if !known.members.contains_key(&new.id) {
+    if known.members.get(&new.id).is_none_or(|member| member.url != new.url) {
         return Ok(Step::Learn(new.clone()));
     }
     if !known.voters.contains(&new.id)
@@ -299,6 +322,9 @@ fn admit(known: &Known, new: &Candidate, leaving: &BTreeSet<u64>) -> Result<Step
             behind => format!("{} catches up: {behind} log entries to go", new.name),
         }));
     }
+    let mut voters: BTreeSet<u64> = known.voters.difference(&leaving).copied().collect();
+    voters.insert(new.id);
+    known.check_majority_of(&voters)?;
     if leaving.contains(&known.me) {
         return hand_over(known, &leaving);
     }
@@ -311,15 +337,7 @@ fn remove(known: &Known, name: &str) -> Result<Step, Problem> {
     if leaving.is_empty() {
         return Ok(Step::Done(format!("no replica named {name} belongs to the cluster")));
     }
-    let staying: BTreeSet<u64> = known.voters.difference(&leaving).copied().collect();
-    let answering = staying.intersection(&known.answering).count();
-    if 2 * answering <= staying.len() {
-        return Err(refused(format!(
-            "without {name} the cluster would have {} voters of which {answering} answer: no \
-             majority; bring the others back first",
-            staying.len()
-        )));
-    }
+    known.check_majority_of(&known.voters.difference(&leaving).copied().collect())?;
     if leaving.contains(&known.me) {
         return hand_over(known, &leaving);
     }
@@ -331,9 +349,24 @@ fn lead(known: &Known, name: &str) -> Result<Step, Problem> {
     match voter {
         None => Err(refused(format!("no voter of the cluster is named {name}"))),
         Some(id) if id == known.me => Ok(Step::Done(format!("{name} leads"))),
-        Some(id) if known.answering.contains(&id) => Ok(Step::HandOver(id, name.to_owned())),
+        Some(id) if known.answering.contains(&id) => match known.behind(id) {
+            // Nobody would vote for it.
+            Some(behind) => Ok(Step::Wait(format!("{name} lacks {behind} log entries"))),
+            None => Ok(Step::HandOver(id, name.to_owned())),
+        },
         Some(_) => Err(refused(format!("{name} does not answer, so it cannot lead"))),
     }
+}
+
+/// Whether the voters that are not named so are a majority that has all but what is on its way.
+fn spare(known: &Known, name: &str) -> Step {
+    let named = known.named(name);
+    let has_all = |id: &&u64| **id == known.me || known.behind(**id).is_none();
+    let others = known.voters.difference(&named).filter(has_all).count();
+    if !named.contains(&known.me) && 2 * others > known.voters.len() {
+        return Step::Done(format!("{others} of {} voters have everything", known.voters.len()));
+    }
+    Step::Wait(format!("only {others} of {} voters have everything", known.voters.len()))
 }
 
 fn hand_over(known: &Known, leaving: &BTreeSet<u64>) -> Result<Step, Problem> {
@@ -351,12 +384,17 @@ fn how(known: &Known, leaving: &BTreeSet<u64>) -> BTreeMap<u64, Leaves> {
 async fn take(shared: &Shared, step: Step) -> Result<(), String> {
     match step {
         Step::Done(_) | Step::Wait(_) => Ok(()),
-        Step::HandOver(id, _) => {
+        Step::HandOver(id, name) => {
+            // It would wait for room before it takes what it lacks, and nobody would lead meanwhile.
+            if room::is_short_at(shared, id).await {
+                return Err(format!("the disk of {name} is nearly full"));
+            }
             shared.raft.trigger().transfer_leader(id).await.map_err(|e| e.to_string())
         }
         Step::Learn(Candidate { id, name, url }) => {
             let learner = BTreeMap::from([(id, Member { name, url })]);
-            change_members(shared, ChangeMembers::AddNodes(learner)).await
+            // Also one that has moved: whoever answers there proves first that it has this id.
+            change_members(shared, ChangeMembers::SetNodes(learner)).await
         }
         // The voters as they are, as one set.
         Step::Settle => change_members(shared, ChangeMembers::AddVoterIds(BTreeSet::new())).await,
@@ -474,6 +512,37 @@ mod tests {
     }
 
     #[test]
+    fn nobody_is_replaced_by_a_voter_or_a_namesake() {
+        let replace = |old: &str, new| MemberChange::Replace { old: old.to_owned(), new };
+        is_refused(next(&without(three(), 3), &replace("two", new(1, "one"))), "no majority");
+        is_refused(
+            next(&three(), &replace("one", new(9, "two"))),
+            "belongs to the cluster already",
+        );
+    }
+
+    #[test]
+    fn a_directory_is_spared_when_a_majority_of_others_lacks_nothing() {
+        let spare = |known: &Known| {
+            matches!(next(known, &MemberChange::Spare { name: "three".into() }), Ok(Step::Done(_)))
+        };
+        assert!(spare(&three()) && spare(&without(three(), 3)));
+        assert!(!spare(&without(three(), 2)), "one of three");
+        let mut behind = three();
+        behind.matched.insert(2, 100);
+        assert!(!spare(&behind), "it answers, and lacks what the third may have");
+        assert!(!spare(&Known { me: 3, ..three() }), "the leader itself");
+    }
+
+    #[test]
+    fn a_learner_that_has_moved_is_looked_for_where_it_is() {
+        let known = learner(without(three(), 3), 9, "three", 0);
+        let moved = Candidate { url: "http://elsewhere".into(), ..new(9, "three") };
+        let wish = MemberChange::Join(moved.clone());
+        assert_eq!(next(&known, &wish), Ok(Step::Learn(moved)));
+    }
+
+    #[test]
     fn a_leader_that_leaves_makes_the_best_of_the_others_the_leader_first() {
         let remove = MemberChange::Remove { name: "one".to_owned() };
         assert_eq!(next(&three(), &remove), Ok(Step::HandOver(2, "two".to_owned())));
@@ -488,6 +557,9 @@ mod tests {
         let lead = MemberChange::Lead { name: "three".to_owned() };
         assert_eq!(next(&three(), &lead), Ok(Step::HandOver(3, "three".to_owned())));
         is_refused(next(&without(three(), 3), &lead), "does not answer");
+        let mut behind = three();
+        behind.matched.insert(3, 100);
+        assert!(matches!(next(&behind, &lead), Ok(Step::Wait(_))), "nobody would vote for it");
     }
 
     #[test]

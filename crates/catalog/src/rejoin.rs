@@ -2,19 +2,20 @@
 //!
 //! What has lost a part may have acknowledged what is lost, so it never votes again: its identity
 //! has ended. What is left of it is worth something only as long as the others cannot go on without
-//! it. So the directory is cleared once a leader says that voters other than this one are a majority
-//! and answer: they have everything that was ever acknowledged. Then the replica starts as a blank
+//! it. So the directory is cleared once a leader says that voters other than this one are a majority,
+//! answer now, and lack nothing: they have everything that was ever acknowledged. Then the replica starts as a blank
 //! one, under a new identity, and [`join`](crate::join) brings it into its old place.
 //!
 //! Without such a leader nothing is touched and the server ends; whoever started it tries again.
 
 use std::time::Duration;
 
-use pygmy_client::members::status_of;
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use pygmy_client::members::Members;
 use pygmy_protocol::{
     env::Env,
     http::Fatal,
-    registration::{CatalogStatus, MemberStatus},
+    members::{MemberChange, MemberProgress},
 };
 
 use crate::{
@@ -35,42 +36,38 @@ pub(crate) async fn open_or_rejoin(config: &Config, env: &Env) -> Result<Data, F
         Err(OpenError::Ended(why)) => why,
     };
     tracing::error!(why, "the data of this replica is not whole: it never votes again");
-    let Ok(leader) = env.timeout(PATIENCE, leader_without_me(config, env)).await else {
+    // A leader that is asked gives everybody the time of a lease to answer.
+    let patience = PATIENCE + 2 * Duration::from_millis(config.lease_ms);
+    let Ok(answer) = env.timeout(patience, leader_without_me(config, env)).await else {
         return Err(Fatal(format!(
             "{why}; this replica may have acknowledged what is lost, so it can only join anew, and it \
              does so by itself as soon as a majority of the other replicas has a leader: start those, \
-             and then this server again. Nothing in {} was changed",
+             and then this server again. Nothing was taken out of {}",
             config.dir.display()
         )));
     };
-    tracing::warn!(leader, "the others have everything: this replica begins anew, and blank");
+    tracing::warn!(answer, "the others have everything: this replica begins anew, and blank");
     identity::clear(env, &config.dir, &why).map_err(|error| Fatal(error.to_string()))?;
     open(config, env).map_err(|error| Fatal(error.to_string()))
 }
 
-/// The name of a leader that has a majority without this replica, once there is one.
+/// What a leader says that has a majority without this replica, once there is one.
 async fn leader_without_me(config: &Config, env: &Env) -> String {
+    let me = &config.server.name;
+    let others = config.replicas.iter().filter(|replica| replica.name != *me);
+    let others: Vec<_> = others.filter_map(|replica| asked(config, env, replica)).collect();
+    let wish = MemberChange::Spare { name: me.clone() };
     loop {
-        for replica in &config.replicas {
-            if let Some(leader) = leads_without(config, env, replica).await {
-                return leader;
+        let mut answers: FuturesUnordered<_> = others.iter().map(|one| one.ask(&wish)).collect();
+        while let Some(answer) = answers.next().await {
+            if let Ok(MemberProgress { done: true, detail }) = answer {
+                return detail;
             }
         }
         env.sleep(LOOK_AGAIN).await;
     }
 }
 
-async fn leads_without(config: &Config, env: &Env, replica: &ReplicaAddress) -> Option<String> {
-    let me = &config.server.name;
-    if replica.name == *me {
-        return None;
-    }
-    let status = status_of(env, &config.server.secret, &replica.url).await.ok()?;
-    has_majority_without(&status, me).then_some(status.name)
-}
-
-fn has_majority_without(status: &CatalogStatus, name: &str) -> bool {
-    let voters = || status.members.iter().filter(|member| member.voter);
-    let helps = |member: &&MemberStatus| member.answers && member.name != name;
-    status.role == "leader" && 2 * voters().filter(helps).count() > voters().count()
+fn asked(config: &Config, env: &Env, replica: &ReplicaAddress) -> Option<Members> {
+    Members::new(env, std::slice::from_ref(&replica.url), config.server.secret.clone()).ok()
 }

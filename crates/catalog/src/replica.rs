@@ -299,6 +299,8 @@ pub(crate) fn open(config: &Config, env: &Env) -> Result<Data, OpenError> {
     let log_dir = dir.join(LOG_DIR);
     let log_was_there = LogStore::exists(env, &log_dir)
         .map_err(|error| OpenError::Other(format!("cannot look for the Raft log: {error}")))?;
+    // Before a new one is made in its place, which the next start would take for the old one.
+    data_dir.check_log(log_was_there)?;
     let log_config = LogConfig {
         segment_bytes: settings.log_segment_bytes,
         cache_bytes: settings.log_cache_bytes,
@@ -310,7 +312,7 @@ pub(crate) fn open(config: &Config, env: &Env) -> Result<Data, OpenError> {
     let state = state_config(settings, &server.name);
     let (machine, reader) = StateMachine::open(env, dir, state, hook)?;
     let holds_data = log.holds_data() || reader.status().applied.is_some();
-    let id = data_dir.identity(env, log_was_there, holds_data)?;
+    let id = data_dir.identity(env, holds_data)?;
     check_no_gap(&log, &reader)?;
     if let Some(applied) = reader.status().applied {
         gate.holders(reader.holders());

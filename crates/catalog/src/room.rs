@@ -103,10 +103,11 @@ impl Room {
         ))
     }
 
-    /// Whether these log entries may be taken: those with changes only if there is room.
+    /// Whether these log entries may be taken: nothing but changes only if there is room. With an
+    /// entry of Raft's own come those before it, or it would not count.
     pub(crate) fn takes(&self, entries: &[Entry]) -> bool {
         let changes = |entry: &Entry| matches!(entry.payload, EntryPayload::Normal(_));
-        !self.is_full() || !entries.iter().any(changes)
+        !self.is_full() || entries.is_empty() || !entries.iter().all(changes)
     }
 
     /// A local file system answers this from memory.
@@ -158,14 +159,22 @@ pub(crate) async fn watch_room(shared: Arc<Shared>, mut shutdown: Shutdown) -> R
     }
 }
 
+/// Whether a member says that it has too little room, or nothing.
+pub(crate) async fn is_short_at(shared: &Shared, id: u64) -> bool {
+    let mut members = members::statuses(shared).into_iter();
+    let Some(member) = members.find(|member| member.id == id) else { return true };
+    let link = shared.links.to(member.id, &member.url);
+    let reply = link.call(Message::Room, ASK_LIMIT).await;
+    !matches!(reply, Ok(Reply::Room { is_short: false }))
+}
+
 /// Hands the leadership to a voter that has room.
 async fn give_way(shared: &Shared) {
     for member in members::statuses(shared) {
         if member.id == shared.id || !member.voter || !member.answers {
             continue;
         }
-        let link = shared.links.to(member.id, &member.url);
-        if let Ok(Reply::Room { is_short: false }) = link.call(Message::Room, ASK_LIMIT).await {
+        if !is_short_at(shared, member.id).await {
             tracing::warn!(successor = member.name, "handing over the leadership: it has room");
             if let Err(error) = shared.raft.trigger().transfer_leader(member.id).await {
                 tracing::warn!(%error, "the leadership cannot be handed over");
@@ -204,11 +213,14 @@ mod tests {
         disk.set_room(499);
         room.look();
         assert!(!room.takes(&change) && room.takes(&other) && room.takes(&[]));
+        let [change] = change;
+        let [blank, _] = other;
+        assert!(room.takes(&[change, blank]), "a new leader's own entry, and what is before it");
         disk.set_room(1100);
         room.look();
         assert!(room.is_short(), "not with each byte");
         disk.set_room(1125);
         room.look();
-        assert!(room.check().is_ok() && room.takes(&change));
+        assert!(room.check().is_ok() && !room.is_full());
     }
 }

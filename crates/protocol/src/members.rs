@@ -36,11 +36,9 @@ impl Candidate {
     /// `bad_value`.
     pub fn check(&self) -> Result<(), Problem> {
         let Candidate { id, name, url } = self;
-        let visible = name.bytes().all(|b| b.is_ascii_graphic());
+        check_name(name)?;
         let detail = if !(1..1 << 53).contains(id) {
             "id is a whole number from 1 to 2^53 - 1".to_owned()
-        } else if !visible || !(1..=MAX_NAME_BYTES).contains(&name.len()) {
-            format!("name has 1 to {MAX_NAME_BYTES} visible ASCII characters")
         } else if url.len() > MAX_URL_BYTES || !url.starts_with("http://") {
             format!("url begins with http:// and has {MAX_URL_BYTES} bytes at most")
         } else {
@@ -76,19 +74,35 @@ pub enum MemberChange {
         /// Who.
         name: String,
     },
+    /// Nothing, but the others have everything, and are a majority without the replica of this
+    /// name: its directory may be cleared.
+    Spare {
+        /// Who.
+        name: String,
+    },
+}
+
+fn check_name(name: &str) -> Result<(), Problem> {
+    let visible = name.bytes().all(|b| b.is_ascii_graphic());
+    if visible && (1..=MAX_NAME_BYTES).contains(&name.len()) {
+        return Ok(());
+    }
+    let detail = format!("name has 1 to {MAX_NAME_BYTES} visible ASCII characters");
+    Err(Problem::new(Code::BadValue, detail))
 }
 
 impl MemberChange {
-    /// Checks who is to come, if somebody is.
+    /// Checks the names, and who is to come.
     ///
     /// # Errors
     /// `bad_value`.
     pub fn check(&self) -> Result<(), Problem> {
         match self {
-            MemberChange::Join(new)
-            | MemberChange::Add(new)
-            | MemberChange::Replace { new, .. } => new.check(),
-            MemberChange::Remove { .. } | MemberChange::Lead { .. } => Ok(()),
+            MemberChange::Join(new) | MemberChange::Add(new) => new.check(),
+            MemberChange::Replace { old, new } => check_name(old).and_then(|()| new.check()),
+            MemberChange::Remove { name }
+            | MemberChange::Lead { name }
+            | MemberChange::Spare { name } => check_name(name),
         }
     }
 }
@@ -124,7 +138,7 @@ mod tests {
             let problem = MemberChange::Add(candidate.clone()).check().unwrap_err();
             assert_eq!(problem.code, Code::BadValue, "{candidate:?}");
         }
-        let remove = MemberChange::Remove { name: String::new() };
-        assert_eq!(remove.check(), Ok(()), "whatever is not there can leave");
+        let remove = |name: &str| MemberChange::Remove { name: name.into() }.check();
+        assert!(remove("catalog-4").is_ok() && remove("").is_err());
     }
 }

@@ -22,7 +22,7 @@ pub(crate) enum Loss {
     Everything,
     /// The file with the identity, or what stands in it.
     Identity,
-    /// The file with the vote.
+    /// The file with the vote, or the whole log.
     Vote,
     /// Some bytes of the log, or a segment that others follow.
     Log,
@@ -52,6 +52,10 @@ impl Loss {
                 Some(path) if rng.percent(50) => disk.damage(&path, |bytes| bytes.truncate(3)),
                 path => path.iter().for_each(|path| disk.lose(path)),
             },
+            Loss::Vote if rng.percent(50) => {
+                let of_log = |path: &&PathBuf| path.iter().any(|part| part == "raft-log");
+                disk.paths().iter().filter(of_log).for_each(|path| disk.lose(path));
+            }
             Loss::Vote => named("raft-log/state").iter().for_each(|path| disk.lose(path)),
             Loss::Log => {
                 let mut segments = segments(disk);

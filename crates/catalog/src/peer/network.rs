@@ -230,7 +230,8 @@ impl PeerClient {
         let verified = self.checks.run(move || whole.verify()).await;
         verified.unwrap_or(Err(StateError::Stopped)).map(drop).inspect_err(|error| {
             tracing::error!(%error, "the snapshot cannot be sent");
-            self.damage.report(error);
+            // The next start removes it, and makes another from the database.
+            self.damage.stop(error);
         })
     }
 

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -14,7 +15,8 @@ use rusqlite::Connection;
 use tokio::sync::{OwnedMutexGuard, oneshot};
 
 use super::{
-    SnapshotFile, SnapshotStore, StateError, machine::answer, meta::Meta, query::Shared, snapshot,
+    AppliedHook, SnapshotFile, SnapshotStore, StateError, machine::answer, meta::Meta,
+    query::Shared, snapshot,
 };
 use crate::raft::TypeConfig;
 
@@ -71,12 +73,17 @@ pub(super) fn worker(
     snapshots: SnapshotStore,
     chunk_bytes: usize,
     times: Histogram,
+    hook: Arc<dyn AppliedHook>,
+    database: PathBuf,
 ) -> Worker<Build> {
     let clock = Arc::clone(&env.clock);
     Worker::start(env, "snapshot", move |jobs| {
         for Build { view, done } in jobs.drain(..) {
             let begun = clock.now();
-            let built = build(view, &snapshots, chunk_bytes);
+            // It reads every row: whatever is damaged, it finds.
+            let built = build(view, &snapshots, chunk_bytes)
+                .map_err(|error| error.in_database(&database))
+                .inspect_err(|error| hook.damaged(error));
             times.observe_time(clock.now().saturating_since(begun));
             // Raft may have been shut down in the meantime: then nobody wants to know.
             let _ = done.send(built);

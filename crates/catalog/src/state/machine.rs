@@ -85,7 +85,9 @@ impl StateMachine {
         let snapshots = SnapshotStore::open(&env.files, dir.join(SNAPSHOTS))?;
         let snapshot_times = SnapshotTimes::default();
         let SnapshotTimes { built, installed } = snapshot_times.clone();
-        let build = build::worker(env, snapshots.clone(), config.snapshot_chunk_bytes, built);
+        let (bytes, listener) = (config.snapshot_chunk_bytes, Arc::clone(&hook));
+        let database = writer::database(env, dir);
+        let build = build::worker(env, snapshots.clone(), bytes, built, listener, database);
         let mut writer = Writer::open(env, dir, config, hook, snapshots.clone())?;
         let shared = writer.shared();
         let reader = Reader { shared: Arc::clone(&shared), snapshots: snapshots.clone() };

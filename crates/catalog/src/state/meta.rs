@@ -101,8 +101,18 @@ impl Meta {
     /// Of what applying goes on from.
     fn checksum(&self) -> i64 {
         let (term, index) = self.applied.map_or((0, 0), saved);
-        let row = Canonical::new("meta").number(term).number(index).wide(self.state_hash);
-        folded(row.number(self.orders).number(self.items).number(self.keys).hash())
+        let mut row = Canonical::new("meta").number(term).number(index).wide(self.state_hash);
+        row = row.number(self.orders).number(self.items).number(self.keys);
+        for (nonce, name) in &*self.holders {
+            row = row.wide(*nonce).text(name);
+        }
+        for (id, member) in self.membership.nodes() {
+            row = row.number(*id).text(&member.name).text(&member.url);
+        }
+        for id in self.membership.voter_ids() {
+            row = row.number(id);
+        }
+        folded(row.hash())
     }
 
     /// Writes the row, which exists since the schema was created.

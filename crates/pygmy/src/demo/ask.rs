@@ -23,7 +23,7 @@ const SOCKET: &str = "supervisor.sock";
 /// Longest line, either way.
 const LINE_BYTES: u64 = 1024;
 /// Longest wait for a line that is asked or answered. Shorter than a watcher waits for a command.
-const ASK_TIMEOUT: Duration = Duration::from_secs(25);
+const ASK_TIMEOUT: Duration = Duration::from_secs(29);
 /// Asked at a time; more wait.
 const ASKED_MAX: usize = 16;
 /// Wait after a connection that could not be taken.

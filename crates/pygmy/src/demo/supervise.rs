@@ -58,8 +58,8 @@ pub(super) struct Children<'a> {
     ending: BTreeMap<String, Ask>,
     starting: BTreeMap<String, Ask>,
     /// Names of those that listen now, and of those that had their time to end.
-    listening: JoinSet<String>,
-    overdue: JoinSet<String>,
+    listening: JoinSet<(String, bool)>,
+    overdue: JoinSet<(String, Pid)>,
 }
 
 struct Child {
@@ -235,8 +235,10 @@ impl<'a> Children<'a> {
             let event = tokio::select! {
                 Some(Ok(exit)) = self.exits.join_next() => self.ended(exit),
                 Some(ask) = asks.recv() => self.asked(ask),
-                Some(Ok(name)) = self.listening.join_next() => self.listens(&name),
-                Some(Ok(name)) = self.overdue.join_next() => self.is_overdue(&name),
+                Some(Ok((name, in_time))) = self.listening.join_next() => {
+                    self.listens(&name, in_time)
+                }
+                Some(Ok((name, pid))) = self.overdue.join_next() => self.is_overdue(&name, pid),
                 else => None,
             };
             if event.is_some() {
@@ -257,7 +259,7 @@ impl<'a> Children<'a> {
                 let signal = if reason == Reason::Hung { Signal::KILL } else { Signal::TERM };
                 // An error means that it has just ended.
                 let _ = kill_process(child.pid, signal);
-                let (sleep, overdue) = (self.env.sleep(STOP_TIMEOUT), name.clone());
+                let (sleep, overdue) = (self.env.sleep(STOP_TIMEOUT), (name.clone(), child.pid));
                 self.overdue.spawn(async move {
                     sleep.await;
                     overdue
@@ -280,8 +282,8 @@ impl<'a> Children<'a> {
             Ok(address) => {
                 let (env, name) = (self.env.clone(), ask.name.clone());
                 self.listening.spawn(async move {
-                    let _ = env.timeout(LIVE_TIMEOUT, listens(&env, address)).await;
-                    name
+                    let listens = env.timeout(LIVE_TIMEOUT, listens(&env, address)).await;
+                    (name, listens.is_ok())
                 });
                 self.starting.insert(ask.name.clone(), ask);
             }
@@ -304,16 +306,21 @@ impl<'a> Children<'a> {
         Some(Event::Ended(exit))
     }
 
-    fn listens(&mut self, name: &str) -> Option<Event> {
+    fn listens(&mut self, name: &str, in_time: bool) -> Option<Event> {
         let Ask { name, watcher, reply, .. } = self.starting.remove(name)?;
+        if !in_time {
+            let _ = reply.send(Err(format!("{name} runs and does not listen yet; see its log")));
+            return None;
+        }
         let after = self.env.now().saturating_since(self.ended_at.remove(&name)?);
         let _ = reply.send(Ok(format!("{name} is back after {} ms", after.as_millis())));
         Some(Event::Back { name, watcher, after })
     }
 
-    fn is_overdue(&mut self, name: &str) -> Option<Event> {
-        if let (true, Some(child)) = (self.ending.contains_key(name), self.running.get(name)) {
-            let _ = kill_process(child.pid, Signal::KILL);
+    /// Only the process that was asked to stop, and not its successor.
+    fn is_overdue(&mut self, name: &str, pid: Pid) -> Option<Event> {
+        if self.running.get(name).is_some_and(|child| child.pid == pid) {
+            let _ = kill_process(pid, Signal::KILL);
         }
         None
     }

@@ -197,6 +197,14 @@ async fn without_a_majority_of_others_nothing_is_thrown_away() {
     assert_eq!(store.ended(&damaged[0]).await, Some(1));
     assert!(store.log(&damaged[0]).contains("as soon as a majority of the other replicas"));
     assert_eq!(fs::read(first_segment(&first)).unwrap(), before);
+    // Nor does it take a new log for the one that it had, however often it is started.
+    fs::remove_dir_all(first.join("raft-log")).unwrap();
+    for _ in 0..2 {
+        store.spawn(&damaged[0]);
+        assert_eq!(store.ended(&damaged[0]).await, Some(1));
+        assert!(!first.join("raft-log").exists());
+    }
+    assert!(store.log(&damaged[0]).contains("its Raft log is gone"));
     // When there is one, it goes by itself.
     store.spawn(&damaged[1]);
     store.spawn(&leader);
