@@ -65,8 +65,8 @@ async fn a_wiped_replica_takes_its_place_while_the_store_sells(layout: Layout, s
     let mut store = alone(store);
     store.spawn(&victim);
     let (store, stop) = (Arc::new(store), Arc::new(AtomicBool::new(false)));
-    // Of other buyers: the keys are new ones.
-    let buying = keep_buying(&store, 9, &stop);
+    // Keys of before are repeated, and new ones follow.
+    let buying = keep_buying(&store, 3, &stop);
     has_taken_its_place(&store, &victim, old).await;
     buying.more(20).await;
     stop.store(true, Ordering::Relaxed);
