@@ -73,7 +73,7 @@ pub(crate) enum Command {
 /// Run the whole store on this machine, every server its own process
 ///
 /// Ctrl-C stops everything. A server that is killed or hangs is started again, because the others
-/// watch it ([respawn] in the configuration). DIR holds the configuration (pygmy.toml), the cluster's secret, and for
+/// watch it (`[respawn]` in the configuration). DIR holds the configuration (pygmy.toml), the cluster's secret, and for
 /// each server its data and its log. A DIR that has a configuration already is started as it says.
 /// A log.txt over 16 MiB is put aside as log.1.txt at the next start.
 #[derive(Debug, Args)]
@@ -353,7 +353,7 @@ pub(crate) enum AdminCommand {
     Doctor,
     /// Restart every server, one after the other, while the store sells
     ///
-    /// For a new version or new settings. Each is restarted with its [respawn] command, followers
+    /// For a new version or new settings. Each is restarted with its `[respawn]` command, followers
     /// before the leader; the next one waits until it is ready, has caught up and gets requests
     /// again. Stops at the first that does not come back within a minute.
     RollingRestart,

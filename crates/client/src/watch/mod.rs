@@ -13,7 +13,7 @@
 //! * One that is silent for `after_ms` is restarted, which ends it if it still runs. So this wants
 //!   more: every other watcher that answers has found the same, and this one hears from more than
 //!   half of all processes. Who is cut off ends nobody.
-//! * One that is starting is left alone, and so is one that has said that it leaves ([`leave`]).
+//! * One that is starting is left alone, and so is one that has said that it leaves ([`mod@leave`]).
 //! * One that is lost again and again is started less and less often, down to once in
 //!   `backoff_max_ms`.
 //!
