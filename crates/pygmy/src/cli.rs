@@ -73,9 +73,9 @@ pub(crate) enum Command {
 /// Run the whole store on this machine, every server its own process
 ///
 /// Ctrl-C stops everything. A server that is killed or hangs is started again, because the others
-/// watch it (`[respawn]` in the configuration). DIR holds the configuration (pygmy.toml), the cluster's secret, and for
-/// each server its data and its log. A DIR that has a configuration already is started as it says.
-/// A log.txt over 16 MiB is put aside as log.1.txt at the next start.
+/// watch it (`[respawn]` in the configuration). DIR holds the configuration (pygmy.toml), the
+/// cluster's secret, and for each server its data and its log. A DIR that has a configuration already
+/// is started as it says. A log.txt over 16 MiB is put aside as log.1.txt at the next start.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
