@@ -88,22 +88,26 @@ pub(crate) struct Lost(BTreeSet<u64>);
 
 impl Lost {
     /// The members of the cluster, if all replicas are voters that answer and none of the lost is
-    /// one of them.
+    /// one of them. All replicas must say so: what the leader alone knows may die with it.
     pub(crate) async fn all_are_well(
         &self,
         env: &Env,
         cluster: &Cluster,
     ) -> Option<Vec<MemberStatus>> {
         let urls = cluster.urls("catalog");
+        let mut leading = None;
         for url in &urls {
-            let status = status_of(env, cluster.secret(), url).await;
-            let Ok(CatalogStatus { role, members, .. }) = status else { continue };
-            let well = |m: &MemberStatus| m.voter && m.answers && !self.0.contains(&m.id);
-            if role == "leader" && members.len() == urls.len() && members.iter().all(well) {
-                return Some(members);
+            let status = status_of(env, cluster.secret(), url).await.ok()?;
+            let CatalogStatus { role, members, .. } = status;
+            let leads = role == "leader";
+            let well =
+                |m: &MemberStatus| m.voter && (m.answers || !leads) && !self.0.contains(&m.id);
+            if members.len() != urls.len() || !members.iter().all(well) {
+                return None;
             }
+            leading = leads.then_some(members).or(leading);
         }
-        None
+        leading
     }
 
     /// Notes that the replica of the machine `name` has lost its identity.
