@@ -56,11 +56,13 @@ impl Servers {
                 server: config(),
                 catalogs: vec!["http://catalog:1".to_owned()],
                 settings: pygmy_frontend::Settings::default(),
+                watcher: None,
             };
             let balancer = pygmy_balancer::Config {
                 server: config(),
                 settings: pygmy_balancer::Settings::default(),
                 local: Vec::new(),
+                watcher: None,
             };
             let order = pygmy_order::Config { server: config() };
             [
@@ -96,6 +98,7 @@ impl Servers {
 fn server(env: &Env, balancer: &LocalPlace) -> ServerConfig {
     ServerConfig {
         name: "server-1".to_owned(),
+        process: "process-1".to_owned(),
         url: "http://server:1".to_owned(),
         secret: Secret::new(SECRET).expect("it is long enough"),
         limits: Limits { idle_timeout_ms: 1_000, request_timeout_ms: 500, ..Limits::default() },
