@@ -68,6 +68,9 @@ async fn answer_raft(shared: &Shared, message: Message) -> Reply {
     let raft = &shared.raft;
     let reply = match message {
         Message::Append(request) if !shared.room.takes(&request.entries) => {
+            if planted!(FullFollowerAcknowledges) {
+                return Reply::Append(openraft::raft::AppendEntriesResponse::Success);
+            }
             return Reply::Failed("there is no room for more entries".to_owned());
         }
         Message::Append(request) => raft.append_entries(request).await.map(Reply::Append),

@@ -55,6 +55,8 @@ bugs! {
         "Cutting a torn tail off the log takes one good record with it.";
     DamageTakenForTornTail, "damage-taken-for-torn-tail", breaks 1:
         "Whatever is damaged in the newest segment of the log is cut off like a torn tail.";
+    FullFollowerAcknowledges, "full-follower-acknowledges", breaks 1:
+        "A follower without room acknowledges entries that it does not take.";
     LostDiskKeepsIdentity, "lost-disk-keeps-identity", breaks 1:
         "A replica whose disk was lost votes on under its old id.";
     StockCheckedBefore, "stock-checked-before", breaks 2:
