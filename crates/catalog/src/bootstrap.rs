@@ -5,17 +5,15 @@
 //! items through the log, under a key of their own. Asking again changes nothing. A replica whose
 //! directory was wiped cannot found a second cluster, because the others say that they have one.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::collections::BTreeMap;
 
-use http::Method;
 use openraft::errors::{InitializeError, RaftError};
-use pygmy_client::{Call, Upstream};
+use pygmy_client::members::status_of;
 use pygmy_protocol::{
     IdempotencyKey, Problem, RequestContext,
     command::{Command, Outcome, Request},
     item::Item,
     problem::Code,
-    registration::CatalogStatus,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +21,6 @@ use crate::{raft::Member, replica::Shared};
 
 /// The key of the initial items.
 const KEY: &str = "pygmy-bootstrap";
-/// Longest wait for another replica's status.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most initial items; more are imported afterwards.
 const MAX_ITEMS: usize = 10_000;
 
@@ -56,7 +52,7 @@ pub(crate) async fn bootstrap(
         ));
     }
     body.items.iter().try_for_each(Item::check)?;
-    let created = shared.is_blank() && found_cluster(shared, context).await?;
+    let created = shared.is_blank() && found_cluster(shared).await?;
     let key: IdempotencyKey = KEY.parse()?;
     let request = Request { key, command: Command::AddItems { items: body.items } };
     match shared.queue.write(request, context.deadline).await? {
@@ -68,10 +64,14 @@ pub(crate) async fn bootstrap(
 }
 
 /// Makes the configured replicas a cluster, if all of them are blank.
-async fn found_cluster(shared: &Shared, context: &RequestContext) -> Result<bool, Problem> {
+async fn found_cluster(shared: &Shared) -> Result<bool, Problem> {
     let mut members = BTreeMap::new();
     for replica in &shared.replicas {
-        let status = status_of(shared, context, &replica.url).await?;
+        let status = status_of(&shared.env, &shared.server.secret, &replica.url).await;
+        let status = status.map_err(|why| {
+            let url = &replica.url;
+            Problem::unavailable(format!("the replica at {url} must answer first: {why}"))
+        })?;
         if status.name != replica.name {
             let detail =
                 format!("{} answers at {}, not {}", status.name, replica.url, replica.name);
@@ -93,20 +93,4 @@ async fn found_cluster(shared: &Shared, context: &RequestContext) -> Result<bool
         Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(false),
         Err(error) => Err(Problem::unavailable(format!("the cluster cannot be made: {error}"))),
     }
-}
-
-async fn status_of(
-    shared: &Shared,
-    context: &RequestContext,
-    url: &str,
-) -> Result<CatalogStatus, Problem> {
-    let unreachable = |why: String| {
-        Problem::unavailable(format!("the replica at {url} must answer first: {why}"))
-    };
-    let upstream = Arc::new(Upstream::remote(&shared.env, url).map_err(unreachable)?);
-    let call =
-        Call::new(Method::GET, "/status", context.clone()).with_secret(&shared.server.secret);
-    let answer =
-        upstream.send(&call, STATUS_TIMEOUT).await.map_err(|e| unreachable(e.to_string()))?;
-    answer.json().map_err(|problem| unreachable(problem.to_string()))
 }

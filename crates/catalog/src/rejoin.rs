@@ -3,14 +3,15 @@
 //! What has lost a part may have acknowledged what is lost, so it never votes again: its identity
 //! has ended. What is left of it is worth something only as long as the others cannot go on without
 //! it. So the directory is cleared once a leader says that voters other than this one are a majority,
-//! answer now, and lack nothing: they have everything that was ever acknowledged. Then the replica starts as a blank
-//! one, under a new identity, and [`join`](crate::join) brings it into its old place.
+//! answer now, and lack nothing: they have everything that was ever acknowledged. Then the replica
+//! starts as a blank one, under a new identity, and [`join`](crate::join) brings it into its old
+//! place.
 //!
 //! Without such a leader nothing is touched and the server ends; whoever started it tries again.
 
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{StreamExt, future, stream::FuturesUnordered};
 use pygmy_client::members::Members;
 use pygmy_protocol::{
     env::Env,
@@ -53,21 +54,27 @@ pub(crate) async fn open_or_rejoin(config: &Config, env: &Env) -> Result<Data, F
 
 /// What a leader says that has a majority without this replica, once there is one.
 async fn leader_without_me(config: &Config, env: &Env) -> String {
-    let me = &config.server.name;
-    let others = config.replicas.iter().filter(|replica| replica.name != *me);
-    let others: Vec<_> = others.filter_map(|replica| asked(config, env, replica)).collect();
-    let wish = MemberChange::Spare { name: me.clone() };
-    loop {
-        let mut answers: FuturesUnordered<_> = others.iter().map(|one| one.ask(&wish)).collect();
-        while let Some(answer) = answers.next().await {
-            if let Ok(MemberProgress { done: true, detail }) = answer {
-                return detail;
-            }
-        }
-        env.sleep(LOOK_AGAIN).await;
+    let others = config.replicas.iter().filter(|replica| replica.name != config.server.name);
+    // Each on its own: one that does not answer holds up no other.
+    let mut asking: FuturesUnordered<_> =
+        others.map(|replica| spared_by(config, env, replica)).collect();
+    match asking.next().await {
+        Some(answer) => answer,
+        None => future::pending().await,
     }
 }
 
-fn asked(config: &Config, env: &Env, replica: &ReplicaAddress) -> Option<Members> {
-    Members::new(env, std::slice::from_ref(&replica.url), config.server.secret.clone()).ok()
+/// Asks a replica, and the leader that it names, until the answer is yes.
+async fn spared_by(config: &Config, env: &Env, replica: &ReplicaAddress) -> String {
+    let secret = config.server.secret.clone();
+    let Ok(members) = Members::new(env, std::slice::from_ref(&replica.url), secret) else {
+        return future::pending().await;
+    };
+    let wish = MemberChange::Spare { name: config.server.name.clone() };
+    loop {
+        if let Ok(MemberProgress { done: true, detail }) = members.ask(&wish).await {
+            return detail;
+        }
+        env.sleep(LOOK_AGAIN).await;
+    }
 }

@@ -16,7 +16,7 @@ use crate::{Answer, Call, Upstream};
 /// Longest wait for one replica. One step of a change is done within it.
 const LIMIT: Duration = Duration::from_secs(8);
 /// Longest wait for a status, which takes no time.
-const STATUS_LIMIT: Duration = Duration::from_secs(1);
+const STATUS_LIMIT: Duration = Duration::from_secs(2);
 
 /// The catalog replicas of a cluster, one of which leads.
 pub struct Members {
