@@ -12,7 +12,7 @@ use axum::{
     extract::Request,
     response::{IntoResponse, Response},
 };
-use http::{HeaderMap, HeaderName, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pygmy_client::{Answer, Attempts, Call, Failure, ServerConfig};
 use pygmy_protocol::{
     Env, IdempotencyKey, Problem, RequestContext,
@@ -26,7 +26,7 @@ use crate::{
     budget::Budget,
     pick::{Policy, pick},
     registry::Registry,
-    server::{Load, Server},
+    server::{InFlight, Load, Server},
     settings::Settings,
 };
 
@@ -102,12 +102,10 @@ impl Forwarder {
         context: RequestContext,
         request: Request,
     ) -> Response {
-        let in_flight = self.load.enter();
-        if self.load.in_flight() > self.max_in_flight {
-            self.rejected.inc();
-            let detail = "the balancer has too many requests in flight (max_in_flight)";
-            return Problem::unavailable(detail).into_response();
-        }
+        let in_flight = match self.admit() {
+            Ok(in_flight) => in_flight,
+            Err(problem) => return problem.into_response(),
+        };
         let key = match self.key(&request) {
             Ok(key) => key,
             Err(problem) => return problem.into_response(),
@@ -117,11 +115,34 @@ impl Forwarder {
             Err(problem) => problem.into(),
         };
         in_flight.answered();
-        let mut response = answer.into_response();
-        if let Some(key) = key {
-            response.headers_mut().insert(IDEMPOTENCY_KEY, key_value(&key));
+        with_key(answer, key.map(|key| key_value(&key))).into_response()
+    }
+
+    /// As [`Forwarder::forward`], for a call of a tier of this process: its body is here, and its
+    /// headers are for the server.
+    pub(crate) async fn pass(&self, role: Role, mut call: Call) -> Answer {
+        let in_flight = match self.admit() {
+            Ok(in_flight) => in_flight,
+            Err(problem) => return problem.into(),
+        };
+        if !call.is_read() && !call.headers.contains_key(IDEMPOTENCY_KEY) {
+            call = call.with_key(&IdempotencyKey::random(&self.env));
         }
-        response
+        let key = call.headers.get(IDEMPOTENCY_KEY).cloned();
+        let answer = self.deliver(role, &call).await;
+        in_flight.answered();
+        with_key(answer, key)
+    }
+
+    /// Counts a request in, unless there are too many.
+    fn admit(&self) -> Result<InFlight, Problem> {
+        let in_flight = self.load.enter();
+        if self.load.in_flight() > self.max_in_flight {
+            self.rejected.inc();
+            let detail = "the balancer has too many requests in flight (max_in_flight)";
+            return Err(Problem::unavailable(detail));
+        }
+        Ok(in_flight)
     }
 
     /// The key of a changing request: its own, or a fresh one, so that it may be repeated.
@@ -226,6 +247,14 @@ impl Forwarder {
         }
         result
     }
+}
+
+/// `answer` with the key that was in effect, if there was one.
+fn with_key(mut answer: Answer, key: Option<HeaderValue>) -> Answer {
+    if let Some(key) = key {
+        answer.headers.insert(IDEMPOTENCY_KEY, key);
+    }
+    answer
 }
 
 fn copy(names: &[HeaderName], from: &HeaderMap, to: &mut HeaderMap) {

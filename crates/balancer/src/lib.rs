@@ -52,7 +52,7 @@ pub use settings::Settings;
 use std::sync::Arc;
 
 use pygmy_client::{
-    LocalRouter, ServerConfig,
+    LocalTier, ServerConfig,
     watch::{self, Watcher},
 };
 use pygmy_protocol::{
@@ -86,8 +86,8 @@ pub struct LocalServer {
     pub role: Role,
     /// Its base URL, as others reach it.
     pub url: String,
-    /// Its routes.
-    pub router: LocalRouter,
+    /// The server.
+    pub tier: LocalTier,
 }
 
 /// Starts a balancer: its routes, the task that probes the registered servers, and its watcher.
@@ -114,10 +114,14 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
     let metrics = server.metrics.clone();
     let probes = server.probes(Role::Balancer, &readiness);
     let watched = watcher.clone().map(watch::routes).unwrap_or_default();
-    let routes = Routes { env: env.clone(), server, readiness, registry, forwarder, watcher };
-    let router = routes.into_router().merge(watched);
+    let ways = routes::Ways::new(&server.metrics);
+    let env_of_routes = env.clone();
+    let routes =
+        Routes { env: env_of_routes, server, readiness, registry, forwarder, watcher, ways };
+    let routes = Arc::new(routes);
+    let router = routes::router(Arc::clone(&routes)).merge(watched);
     let router = wrap(internal(router, &secret), env, &limits, &probes);
-    Ok(Tier { router, metrics, tasks, background: Vec::new() })
+    Ok(Tier { router, direct: Some(routes), metrics, tasks, background: Vec::new() })
 }
 
 /// Starts a balancer and serves it on `listener` until `shutdown`.

@@ -143,16 +143,14 @@ mod tests {
             let hangs = Arc::new(AtomicBool::new(false));
             let place = LocalPlace::default();
             let asked = Arc::clone(&hangs);
-            place.fill(Router::new().route(
-                "/readyz",
-                get(async move || {
-                    if asked.load(Ordering::Relaxed) {
-                        pending::<()>().await;
-                    }
-                }),
-            ));
+            let readyz = get(async move || {
+                if asked.load(Ordering::Relaxed) {
+                    pending::<()>().await;
+                }
+            });
+            place.fill(Router::new().route("/readyz", readyz), None);
             let (name, role, url) = ("a".to_owned(), Role::Order, "http://a:1".to_owned());
-            let local = vec![LocalServer { name, role, url, router: place.local() }];
+            let local = vec![LocalServer { name, role, url, tier: place.local() }];
             let settings = Settings { probe_interval_ms, probe_failures, ..Settings::default() };
             let registry = Arc::new(Registry::new(&env, &settings, local));
             let heard = Registration { heartbeat_ms: 60_000, ..registration("a", Role::Order) };

@@ -162,7 +162,7 @@ impl Registry {
         let Registration { name, role, url, .. } = registration;
         let here = self.local.iter().find(|s| s.url == *url && s.name == *name && s.role == *role);
         match here {
-            Some(local) => Ok(Upstream::local(&self.env, url, local.router.clone())),
+            Some(local) => Ok(Upstream::local(&self.env, url, local.tier.clone())),
             None => Upstream::remote(&self.env, url).map_err(bad_value),
         }
     }

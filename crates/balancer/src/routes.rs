@@ -13,8 +13,10 @@ use http::{HeaderMap, StatusCode};
 use pygmy_client::{ServerConfig, watch::Watcher};
 use pygmy_protocol::{
     Code, Env, Problem, RequestContext,
-    http::{Json, Readiness, json_body, read_body},
+    env::BoxFuture,
+    http::{Answer, Call, Direct, Json, Line, Measure, Readiness, json_body, read_body},
     import::MAX_ITEMS_BODY_BYTES,
+    metrics::Metrics,
     registration::{Health, Registration, Role, ServerStatus, Servers},
 };
 
@@ -48,28 +50,67 @@ pub(crate) struct Routes {
     pub(crate) registry: Arc<Registry>,
     pub(crate) forwarder: Forwarder,
     pub(crate) watcher: Option<Arc<Watcher>>,
+    pub(crate) ways: Ways,
+}
+
+/// The forwarded paths that are also taken directly.
+pub(crate) struct Ways(Vec<Way>);
+
+struct Way {
+    /// What such a path begins with: `/segment/`.
+    prefix: String,
+    role: Role,
+    measure: Measure,
+}
+
+impl Ways {
+    pub(crate) fn new(metrics: &Metrics) -> Ways {
+        let way = |(segment, role): (&str, Role)| {
+            let measure = Measure::new(metrics, Role::Balancer.as_str(), &rest_of(segment));
+            Way { prefix: format!("/{segment}/"), role, measure }
+        };
+        Ways(FORWARDED.into_iter().map(way).collect())
+    }
+}
+
+/// The template of the paths below `segment`.
+fn rest_of(segment: &str) -> String {
+    format!("/{segment}/{{*rest}}")
+}
+
+/// All routes of the tier, without the layers that every server has.
+pub(crate) fn router(routes: Arc<Routes>) -> Router {
+    let mut router = Router::new()
+        .route("/register", post(register))
+        .route("/register/{name}", delete(leave))
+        .route("/servers", get(servers));
+    for (segment, role) in FORWARDED {
+        let own_limit = WITH_ITEMS.contains(&segment).then_some(MAX_ITEMS_BODY_BYTES);
+        let forward = move |State(routes): State<Arc<Routes>>,
+                            context: RequestContext,
+                            request: Request| async move {
+            routes.forwarder.forward(role, own_limit, context, request).await
+        };
+        for path in [format!("/{segment}"), rest_of(segment)] {
+            router = router.route(&path, any(forward));
+        }
+    }
+    router.with_state(routes)
+}
+
+impl Direct for Routes {
+    fn call(self: Arc<Self>, call: Call) -> Result<BoxFuture<'static, Answer>, Box<Call>> {
+        let taken = |way: &Way| call.target.starts_with(&way.prefix);
+        let Some(place) = self.ways.0.iter().position(taken) else { return Err(Box::new(call)) };
+        Ok(Box::pin(async move {
+            let Way { role, measure, .. } = &self.ways.0[place];
+            let line = Line::new(&call.context, &call.method, &call.target);
+            measure.answer(&self.env, line, self.forwarder.pass(*role, call)).await
+        }))
+    }
 }
 
 impl Routes {
-    pub(crate) fn into_router(self) -> Router {
-        let mut router = Router::new()
-            .route("/register", post(register))
-            .route("/register/{name}", delete(leave))
-            .route("/servers", get(servers));
-        for (segment, role) in FORWARDED {
-            let own_limit = WITH_ITEMS.contains(&segment).then_some(MAX_ITEMS_BODY_BYTES);
-            let forward = move |State(routes): State<Arc<Routes>>,
-                                context: RequestContext,
-                                request: Request| async move {
-                routes.forwarder.forward(role, own_limit, context, request).await
-            };
-            for path in [format!("/{segment}"), format!("/{segment}/{{*rest}}")] {
-                router = router.route(&path, any(forward));
-            }
-        }
-        router.with_state(Arc::new(self))
-    }
-
     async fn registration(
         &self,
         context: &RequestContext,

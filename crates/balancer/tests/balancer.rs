@@ -416,12 +416,12 @@ async fn a_server_of_this_process_is_called_without_a_socket_and_first() {
     let env = Env::production();
     let here = FakeServer::start(&env, "catalog-2").await;
     let place = LocalPlace::default();
-    place.fill(here.router());
+    place.fill(here.router(), None);
     let local = LocalServer {
         name: "catalog-2".to_owned(),
         role: Role::Catalog,
         url: closed_port(&env).await,
-        router: place.local(),
+        tier: place.local(),
     };
     let registered = registration("catalog-2", Role::Catalog, &local.url);
     let balancer = Balancer::start_with(without_probes(), vec![local], PATIENCE).await;

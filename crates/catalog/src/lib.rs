@@ -63,6 +63,8 @@ mod storage_suite;
 
 pub use config::{Config, ReplicaAddress, Settings};
 
+use std::sync::Arc;
+
 use pygmy_protocol::{
     Env,
     env::Listener,
@@ -77,11 +79,13 @@ use pygmy_protocol::{
 pub async fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fatal> {
     let server = config.server.clone();
     let started = replica::start(config, env, &shutdown).await?;
-    let router = routes::routes(std::sync::Arc::clone(&started.shared));
+    let direct = Arc::new(routes::Directly::new(Arc::clone(&started.shared)));
+    let router = routes::routes(Arc::clone(&started.shared));
     let router =
         wrap(router, env, &server.limits, &server.probes(Role::Catalog, &started.readiness));
     Ok(Tier {
         router,
+        direct: Some(direct),
         metrics: server.metrics,
         tasks: started.tasks,
         background: started.background,

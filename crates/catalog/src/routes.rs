@@ -12,21 +12,25 @@ use axum::{
     routing::{any, get, post},
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pygmy_protocol::{
     Code, Problem, RequestContext,
     command::{Command, Outcome, Request as Change},
     context::{IDEMPOTENCY_KEY, IDEMPOTENCY_REPLAYED, LOG_INDEX, key_of, key_value},
-    http::{Json, accept_upgrade, empty_body, internal, json_body, read_body},
+    env::BoxFuture,
+    http::{
+        Answer, Call, Direct, Json, Line, Measure, accept_upgrade, empty_body, internal, json_body,
+        read_body,
+    },
     import::{ImportProgress, ItemsAdded},
     invalidation,
     item::{ItemNumber, MAX_TEXT_BYTES, PageRequest, parse_value, parse_whole_number},
     members::MemberChange,
     order::{BuyBody, Order, OrderNumber, Purchase, unknown_order},
     planted,
-    registration::CatalogStatus,
+    registration::{CatalogStatus, Role},
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     answer::Answers,
@@ -41,14 +45,59 @@ use crate::{
 
 type Replica = State<Arc<Shared>>;
 
+const PURCHASES: &str = "/purchases";
+const QUERY: &str = "/query/{item_or_topic}";
+
+/// The replica as the tiers of its process call it.
+pub(crate) struct Directly {
+    shared: Arc<Shared>,
+    purchases: Measure,
+    queries: Measure,
+}
+
+impl Directly {
+    pub(crate) fn new(shared: Arc<Shared>) -> Directly {
+        let measure = |route| Measure::new(&shared.server.metrics, Role::Catalog.as_str(), route);
+        Directly { purchases: measure(PURCHASES), queries: measure(QUERY), shared }
+    }
+
+    async fn purchase(&self, call: &Call) -> Answer {
+        let Call { headers, body, context, .. } = call;
+        purchase(&self.shared, context, headers, body).await.unwrap_or_else(Answer::from)
+    }
+
+    async fn item(&self, call: &Call, number: &str) -> Answer {
+        item(&self.shared, &call.context, number).await.unwrap_or_else(Answer::from)
+    }
+}
+
+impl Direct for Directly {
+    fn call(self: Arc<Self>, call: Call) -> Result<BoxFuture<'static, Answer>, Box<Call>> {
+        let line = Line::new(&call.context, &call.method, &call.target);
+        if call.method == Method::POST && call.target == PURCHASES {
+            return Ok(Box::pin(async move {
+                self.purchases.answer(&self.shared.env, line, self.purchase(&call)).await
+            }));
+        }
+        let text = call.target.strip_prefix("/query/");
+        if call.method == Method::GET && text.and_then(parse_whole_number).is_some() {
+            return Ok(Box::pin(async move {
+                let number = call.target.strip_prefix("/query/").unwrap_or_default();
+                self.queries.answer(&self.shared.env, line, self.item(&call, number)).await
+            }));
+        }
+        Err(Box::new(call))
+    }
+}
+
 /// All routes, each behind the secret.
 pub(crate) fn routes(shared: Arc<Shared>) -> Router {
     let secret = shared.server.secret.clone();
     let routes = Router::new()
         .route("/query", get(query_topic))
-        .route("/query/{item_or_topic}", get(query))
+        .route(QUERY, get(query))
         .route("/topics", get(topics))
-        .route("/purchases", post(purchase))
+        .route(PURCHASES, post(purchases))
         .route("/purchases/{order}", get(order))
         .route("/updateStock/{item}/{value}", post(update_stock))
         .route("/reduceStock/{item}", post(reduce_stock))
@@ -90,12 +139,16 @@ async fn query(
     if parse_whole_number(&text).is_none() {
         return topic_page(&shared, &context, text, page_query(params)?).await;
     }
+    Ok(item(&shared, &context, &text).await?.into_response())
+}
+
+async fn item(shared: &Shared, context: &RequestContext, text: &str) -> Result<Answer, Problem> {
     let number: ItemNumber = text.parse()?;
-    let read = read(&shared, context.deadline, |reader| reader.item(number)).await?;
-    match read.value {
-        Some(item) => Ok(with_index(read.index, Json(StatusCode::OK, item))),
-        None => Err(Problem::unknown_item(number)),
-    }
+    let read = read(shared, context.deadline, |reader| reader.item(number)).await?;
+    let item = read.value.ok_or_else(|| Problem::unknown_item(number))?;
+    let mut answer = Answer::of_json(StatusCode::OK, &item);
+    answer.headers.insert(LOG_INDEX, HeaderValue::from(read.index));
+    Ok(answer)
 }
 
 async fn query_topic(
@@ -148,22 +201,31 @@ pub(crate) fn with_index(index: u64, answer: impl IntoResponse) -> Response {
     response
 }
 
-async fn purchase(
+async fn purchases(
     State(shared): Replica,
     context: RequestContext,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Answer, Problem> {
     let (headers, body) = split(request);
-    let purchase: Purchase = read_json(&shared, &context, &headers, body).await?;
-    let Purchase { item_number, quantity, expected_cost } = purchase;
+    let body = read_body(&shared.env, &context, &shared.server.limits, body).await?;
+    purchase(&shared, &context, &headers, &body).await
+}
+
+async fn purchase(
+    shared: &Shared,
+    context: &RequestContext,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Result<Answer, Problem> {
+    let Purchase { item_number, quantity, expected_cost } = parse_json(headers, body)?;
     BuyBody { quantity, expected_cost }.check()?;
     if planted!(StockCheckedBefore)
-        && let found = read(&shared, context.deadline, |reader| reader.item(item_number)).await?
+        && let found = read(shared, context.deadline, |reader| reader.item(item_number)).await?
         && found.value.is_some_and(|item| item.stock < quantity)
     {
         return Err(Problem::out_of_stock());
     }
-    change(&shared, &context, &headers, Command::Buy { item: item_number, quantity, expected_cost })
+    change(shared, context, headers, Command::Buy { item: item_number, quantity, expected_cost })
         .await
 }
 
@@ -172,7 +234,7 @@ async fn update_stock(
     context: RequestContext,
     Path((item, value)): Path<(String, String)>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Answer, Problem> {
     let command = Command::SetStock { item: item.parse()?, stock: parse_value(&value)? };
     update(&shared, &context, request, command).await
 }
@@ -182,7 +244,7 @@ async fn update_cost(
     context: RequestContext,
     Path((item, value)): Path<(String, String)>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Answer, Problem> {
     let command = Command::SetCost { item: item.parse()?, cost: parse_value(&value)? };
     update(&shared, &context, request, command).await
 }
@@ -192,7 +254,7 @@ async fn reduce_stock(
     context: RequestContext,
     Path(item): Path<String>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Answer, Problem> {
     update(&shared, &context, request, Command::ReduceStock { item: item.parse()? }).await
 }
 
@@ -201,7 +263,7 @@ async fn update(
     context: &RequestContext,
     request: Request,
     command: Command,
-) -> Result<Response, Problem> {
+) -> Result<Answer, Problem> {
     let (headers, body) = split(request);
     empty_body(&read_body(&shared.env, context, &shared.server.limits, body).await?)?;
     change(shared, context, &headers, command).await
@@ -213,48 +275,45 @@ async fn change(
     context: &RequestContext,
     headers: &HeaderMap,
     command: Command,
-) -> Result<Response, Problem> {
+) -> Result<Answer, Problem> {
     let key = key_of(&shared.env, headers)?;
-    let change = Change { key: key.clone(), command };
-    let written = shared.queue.write(change, context.deadline).await;
-    let mut response = match written {
-        Ok(outcome) => outcome_response(outcome),
-        Err(error) => Problem::from(error).into_response(),
-    };
-    response.headers_mut().insert(IDEMPOTENCY_KEY, key_value(&key));
-    Ok(response)
+    let name = key_value(&key);
+    let written = shared.queue.write(Change { key, command }, context.deadline).await;
+    let mut answer = written.map_or_else(|error| Problem::from(error).into(), outcome_answer);
+    answer.headers.insert(IDEMPOTENCY_KEY, name);
+    Ok(answer)
 }
 
-fn outcome_response(outcome: Outcome) -> Response {
+fn outcome_answer(outcome: Outcome) -> Answer {
     if let Some(problem) = outcome.problem() {
-        return problem.into_response();
+        return problem.into();
     }
     match outcome {
         Outcome::Ordered { order, replayed } => {
             let location = HeaderValue::from_str(&format!("/orders/{}", order.order_number));
-            let mut response = replayable(replayed, Json(StatusCode::CREATED, order));
+            let mut answer = replayable(replayed, StatusCode::CREATED, &order);
             if let Ok(location) = location {
-                response.headers_mut().insert(header::LOCATION, location);
+                answer.headers.insert(header::LOCATION, location);
             }
-            response
+            answer
         }
-        Outcome::Updated { item, replayed } => replayable(replayed, Json(StatusCode::OK, item)),
+        Outcome::Updated { item, replayed } => replayable(replayed, StatusCode::OK, &item),
         Outcome::Added { items, replayed } => {
-            replayable(replayed, Json(StatusCode::OK, ItemsAdded { items }))
+            replayable(replayed, StatusCode::OK, &ItemsAdded { items })
         }
         Outcome::Imported { items, replayed } => {
-            replayable(replayed, Json(StatusCode::OK, ImportProgress { items }))
+            replayable(replayed, StatusCode::OK, &ImportProgress { items })
         }
-        _ => Problem::outcome_unknown("an outcome of another kind").into_response(),
+        _ => Problem::outcome_unknown("an outcome of another kind").into(),
     }
 }
 
-fn replayable(replayed: bool, answer: impl IntoResponse) -> Response {
-    let mut response = answer.into_response();
+fn replayable(replayed: bool, status: StatusCode, value: &impl Serialize) -> Answer {
+    let mut answer = Answer::of_json(status, value);
     if replayed {
-        response.headers_mut().insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
+        answer.headers.insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
     }
-    response
+    answer
 }
 
 async fn replaced() -> Problem {

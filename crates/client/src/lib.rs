@@ -1,7 +1,7 @@
 //! Calling Pygmy's servers.
 //!
 //! A [`Call`] is one request, with its context; an [`Upstream`] is where it can go: a server at a
-//! base URL, through a pool of connections, or a router in this very process. Both give
+//! base URL, through a pool of connections, or a tier in this very process. Both give
 //! an [`Answer`], or a [`Failure`] that says whether the request may have had an effect. That
 //! difference is what [`Attempts`] keeps through retries on other servers: it decides between
 //! "certainly not done" (503) and "may have been done" (504).
@@ -17,7 +17,7 @@
 
 mod attempts;
 mod balancers;
-mod call;
+mod failure;
 mod pool;
 mod server;
 mod upstream;
@@ -37,6 +37,7 @@ pub mod bench;
 
 pub use attempts::{Attempts, call_any};
 pub use balancers::Balancers;
-pub use call::{Answer, Call, Failure};
+pub use failure::Failure;
+pub use pygmy_protocol::http::{Answer, Call};
 pub use server::{Registered, ServerConfig};
-pub use upstream::{LocalPlace, LocalRouter, Upstream};
+pub use upstream::{LocalPlace, LocalTier, Upstream};

@@ -21,7 +21,7 @@ use hyper_util::rt::TokioIo;
 use pygmy_protocol::Env;
 use tokio::sync::Semaphore;
 
-use crate::call::{Answer, Failure};
+use crate::{Answer, Failure};
 
 /// Most connections to one server. More requests than that wait for one, within their deadline.
 const MAX_CONNECTIONS: usize = 4096;

@@ -10,47 +10,43 @@ use axum::{Router, body::Body};
 use bytes::Bytes;
 use http::{HeaderValue, Request, Uri, header};
 use http_body_util::{BodyExt, Full};
-use pygmy_protocol::{Env, RequestContext};
+use pygmy_protocol::{Env, RequestContext, http::Direct};
 use tower::ServiceExt;
 
-use crate::{
-    call::{Answer, Call, Failure},
-    pool::Pool,
-};
+use crate::{Answer, Call, Failure, pool::Pool};
 
 /// How much longer a caller waits than it says.
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(50);
 
-/// The place of a router of this process. Filled once all tiers are made, because they call one
-/// another in a circle (balancer to order to balancer). Whoever runs the tiers owns the places;
-/// the tiers know only their [`LocalRouter`]s, so that all of it goes when its owner ends.
+/// The place of a tier of this process. Filled once all are made, because they call one another in
+/// a circle (balancer to order to balancer). Whoever runs the tiers owns the places; the tiers know
+/// only their [`LocalTier`]s, so that all of it goes when its owner ends.
 #[derive(Default)]
-pub struct LocalPlace(Arc<OnceLock<Router>>);
+pub struct LocalPlace(Arc<OnceLock<Occupant>>);
 
-/// A router of this process as others know it: gone when its [`LocalPlace`] is.
+struct Occupant {
+    router: Router,
+    direct: Option<Arc<dyn Direct>>,
+}
+
+/// A tier of this process as others know it: gone when its [`LocalPlace`] is.
 #[derive(Clone)]
-pub struct LocalRouter(Weak<OnceLock<Router>>);
+pub struct LocalTier(Weak<OnceLock<Occupant>>);
 
 impl LocalPlace {
-    /// Puts `router` there; the first one stays.
-    pub fn fill(&self, router: Router) {
-        let _ = self.0.set(router);
+    /// Puts a tier there: its routes, and those it answers directly. The first one stays.
+    pub fn fill(&self, router: Router, direct: Option<Arc<dyn Direct>>) {
+        let _ = self.0.set(Occupant { router, direct });
     }
 
-    /// What is there; a router without routes until it is filled.
+    /// The routes of what is there; none until it is filled.
     pub fn router(&self) -> Router {
-        self.0.get().cloned().unwrap_or_default()
+        self.0.get().map(|occupant| occupant.router.clone()).unwrap_or_default()
     }
 
     /// How others call it.
-    pub fn local(&self) -> LocalRouter {
-        LocalRouter(Arc::downgrade(&self.0))
-    }
-}
-
-impl LocalRouter {
-    fn get(&self) -> Option<Router> {
-        self.0.upgrade()?.get().cloned()
+    pub fn local(&self) -> LocalTier {
+        LocalTier(Arc::downgrade(&self.0))
     }
 }
 
@@ -62,7 +58,7 @@ pub struct Upstream {
 }
 
 enum Target {
-    Local(LocalRouter),
+    Local(LocalTier),
     Remote(Box<Remote>),
 }
 
@@ -86,9 +82,9 @@ impl Upstream {
         Ok(Upstream { env: env.clone(), url: url.to_owned(), target })
     }
 
-    /// A router in this process, known to others as `url`.
-    pub fn local(env: &Env, url: &str, router: LocalRouter) -> Upstream {
-        Upstream { env: env.clone(), url: url.to_owned(), target: Target::Local(router) }
+    /// A tier of this process, known to others as `url`.
+    pub fn local(env: &Env, url: &str, tier: LocalTier) -> Upstream {
+        Upstream { env: env.clone(), url: url.to_owned(), target: Target::Local(tier) }
     }
 
     /// Its base URL.
@@ -116,9 +112,9 @@ impl Upstream {
         let context = RequestContext { deadline, ..call.context.clone() };
         let handed_over = AtomicBool::new(false);
         let sent = match &self.target {
-            Target::Local(router) => {
+            Target::Local(tier) => {
                 handed_over.store(true, Ordering::Relaxed);
-                self.env.timeout(limit, send_local(router, call, context)).await
+                self.env.timeout(limit, send_local(tier, call, context)).await
             }
             Target::Remote(remote) => {
                 let request = self.request(call, &context, remote)?;
@@ -157,18 +153,33 @@ impl Upstream {
 }
 
 async fn send_local(
-    router: &LocalRouter,
+    tier: &LocalTier,
     call: &Call,
     context: RequestContext,
 ) -> Result<Answer, Failure> {
-    let Some(router) = router.get() else {
+    let place = tier.0.upgrade();
+    let Some(Occupant { router, direct }) = place.as_ref().and_then(|place| place.get()) else {
         return Err(Failure::NotSent("the server is still starting, or has ended".to_owned()));
     };
-    let request = Request::builder().method(call.method.clone()).uri(&call.target);
-    let mut request = request
-        .body(Body::from(call.body.clone()))
-        .map_err(|e| Failure::NotSent(format!("no valid target {:?}: {e}", call.target)))?;
-    *request.headers_mut() = call.headers.clone();
+    let mut call = Call { context, ..call.clone() };
+    if let Some(direct) = direct {
+        match Arc::clone(direct).call(call) {
+            Ok(answering) => {
+                drop(place);
+                return Ok(answering.await);
+            }
+            Err(back) => call = *back,
+        }
+    }
+    let router = router.clone();
+    drop(place);
+    let Call { method, target, headers, body, context } = call;
+    let mut request = Request::builder()
+        .method(method)
+        .uri(&target)
+        .body(Body::from(body))
+        .map_err(|e| Failure::NotSent(format!("no valid target {target:?}: {e}")))?;
+    *request.headers_mut() = headers;
     request.extensions_mut().insert(context);
     let Ok(response) = router.oneshot(request).await;
     let (parts, body) = response.into_parts();

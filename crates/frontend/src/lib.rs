@@ -204,7 +204,7 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
         tasks.push(env.spawn(watcher.run(shutdown)));
     }
     let router = wrap(router, env, &server.limits, &probes);
-    Ok(Tier { router, metrics: server.metrics, tasks, background: Vec::new() })
+    Ok(Tier { router, direct: None, metrics: server.metrics, tasks, background: Vec::new() })
 }
 
 /// Runs a front end on `listener` until `shutdown`.

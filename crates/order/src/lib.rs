@@ -20,11 +20,11 @@ use pygmy_client::{Balancers, ServerConfig};
 use pygmy_protocol::{
     Env,
     env::Listener,
-    http::{Fatal, Readiness, Shutdown, Tier, internal, wrap},
+    http::{Fatal, Measure, Readiness, Shutdown, Tier, internal, wrap},
     registration::Role,
 };
 
-use crate::purchase::Purchases;
+use crate::{purchase::Purchases, routes::Routes};
 
 /// Configuration of one order server.
 pub struct Config {
@@ -48,11 +48,17 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
     let purchases = Purchases { balancers, secret: server.secret.clone() };
     let readiness = Readiness::new();
     let registered = server.register(env, Role::Order, &readiness, shutdown);
-    let routes = routes::router(env, &server.limits, Arc::new(purchases));
-    let routes = internal(routes, &server.secret);
-    let router = wrap(routes, env, &server.limits, &server.probes(Role::Order, &readiness));
+    let routes = Arc::new(Routes {
+        env: env.clone(),
+        limits: server.limits.clone(),
+        purchases,
+        buys: Measure::new(&server.metrics, Role::Order.as_str(), routes::BUY),
+    });
+    let router = internal(routes::router(Arc::clone(&routes)), &server.secret);
+    let router = wrap(router, env, &server.limits, &server.probes(Role::Order, &readiness));
     Ok(Tier {
         router,
+        direct: Some(routes),
         metrics: server.metrics,
         tasks: vec![registered.task],
         background: Vec::new(),

@@ -1,6 +1,5 @@
 //! From a buy to a purchase, and from the catalog's answer to the buyer's.
 
-use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, header};
 use pygmy_client::{Answer, Balancers, Call};
@@ -30,20 +29,20 @@ impl Purchases {
         context: RequestContext,
         key: &IdempotencyKey,
         purchase: &Purchase,
-    ) -> Response {
+    ) -> Answer {
         let call = Call::new(Method::POST, "/purchases", context).with_key(key).with_json(purchase);
         self.pass(call).await
     }
 
     /// Looks an order up.
-    pub(crate) async fn get(&self, context: RequestContext, number: OrderNumber) -> Response {
+    pub(crate) async fn get(&self, context: RequestContext, number: OrderNumber) -> Answer {
         self.pass(Call::new(Method::GET, format!("/purchases/{number}"), context)).await
     }
 
-    async fn pass(&self, call: Call) -> Response {
+    async fn pass(&self, call: Call) -> Answer {
         let mut answer = self.balancers.call(&call.with_secret(&self.secret)).await;
         answer.headers = passed_back(&answer);
-        answer.into_response()
+        answer
     }
 }
 

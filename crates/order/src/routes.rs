@@ -6,31 +6,36 @@ use axum::{
     Router,
     body::Body,
     extract::{Path, State, rejection::PathRejection},
-    response::{IntoResponse, Response},
     routing::{get, post},
 };
-use http::HeaderMap;
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use pygmy_client::{Answer, Call};
 use pygmy_protocol::{
-    Env, Problem, RequestContext,
+    Env, IdempotencyKey, Problem, RequestContext,
     context::{IDEMPOTENCY_KEY, key_of, key_value},
-    http::{Limits, read_body},
-    order::Purchase,
+    env::BoxFuture,
+    http::{Direct, Limits, Line, Measure, read_body},
 };
 
 use crate::purchase::{Purchases, purchase};
 
-#[derive(Clone)]
-struct Routes {
-    env: Env,
-    limits: Limits,
-    purchases: Arc<Purchases>,
+pub(crate) struct Routes {
+    pub(crate) env: Env,
+    pub(crate) limits: Limits,
+    pub(crate) purchases: Purchases,
+    /// Of the buys that come without HTTP.
+    pub(crate) buys: Measure,
 }
 
-pub(crate) fn router(env: &Env, limits: &Limits, purchases: Arc<Purchases>) -> Router {
+/// How the router knows a buy.
+pub(crate) const BUY: &str = "/buy/{itemNumber}";
+
+pub(crate) fn router(routes: Arc<Routes>) -> Router {
     Router::new()
-        .route("/buy/{itemNumber}", post(buy))
+        .route(BUY, post(buy))
         .route("/orders/{orderNumber}", get(order))
-        .with_state(Routes { env: env.clone(), limits: limits.clone(), purchases })
+        .with_state(routes)
 }
 
 /// A path segment that is no UTF-8 is no number either: it is judged as the empty one.
@@ -41,41 +46,74 @@ fn text(segment: Segment) -> String {
 }
 
 async fn buy(
-    State(routes): State<Routes>,
+    State(routes): State<Arc<Routes>>,
     context: RequestContext,
     item: Segment,
     headers: HeaderMap,
     body: Body,
-) -> Response {
+) -> Answer {
     let key = match key_of(&routes.env, &headers) {
         Ok(key) => key,
-        Err(problem) => return problem.into_response(),
+        Err(problem) => return problem.into(),
     };
-    let mut response = match routes.purchase(&context, &text(item), &headers, body).await {
-        Ok(purchase) => routes.purchases.make(context, &key, &purchase).await,
-        Err(problem) => problem.into_response(),
+    let answer = match read_body(&routes.env, &context, &routes.limits, body).await {
+        Ok(body) => routes.buy(context, &key, &text(item), &headers, &body).await,
+        Err(problem) => problem.into(),
     };
-    // On errors too: a buyer who sent no key needs this one to ask again.
-    response.headers_mut().insert(IDEMPOTENCY_KEY, key_value(&key));
-    response
+    with_key(answer, &key)
 }
 
-impl Routes {
-    async fn purchase(
-        &self,
-        context: &RequestContext,
-        item: &str,
-        headers: &HeaderMap,
-        body: Body,
-    ) -> Result<Purchase, Problem> {
-        let body = read_body(&self.env, context, &self.limits, body).await?;
-        purchase(item, headers, &body)
+impl Direct for Routes {
+    fn call(self: Arc<Self>, call: Call) -> Result<BoxFuture<'static, Answer>, Box<Call>> {
+        if call.method != Method::POST || !call.target.starts_with("/buy/") {
+            return Err(Box::new(call));
+        }
+        Ok(Box::pin(async move {
+            let line = Line::new(&call.context, &call.method, &call.target);
+            self.buys.answer(&self.env, line, self.buy_directly(call)).await
+        }))
     }
 }
 
-async fn order(State(routes): State<Routes>, context: RequestContext, number: Segment) -> Response {
+impl Routes {
+    async fn buy_directly(&self, call: Call) -> Answer {
+        let Call { target, headers, body, context, .. } = call;
+        let key = match key_of(&self.env, &headers) {
+            Ok(key) => key,
+            Err(problem) => return problem.into(),
+        };
+        let item = target.strip_prefix("/buy/").unwrap_or_default();
+        with_key(self.buy(context, &key, item, &headers, &body).await, &key)
+    }
+
+    async fn buy(
+        &self,
+        context: RequestContext,
+        key: &IdempotencyKey,
+        item: &str,
+        headers: &HeaderMap,
+        body: &Bytes,
+    ) -> Answer {
+        match purchase(item, headers, body) {
+            Ok(purchase) => self.purchases.make(context, key, &purchase).await,
+            Err(problem) => problem.into(),
+        }
+    }
+}
+
+/// On errors too: a buyer who sent no key needs this one to ask again.
+fn with_key(mut answer: Answer, key: &IdempotencyKey) -> Answer {
+    answer.headers.insert(IDEMPOTENCY_KEY, key_value(key));
+    answer
+}
+
+async fn order(
+    State(routes): State<Arc<Routes>>,
+    context: RequestContext,
+    number: Segment,
+) -> Answer {
     match text(number).parse() {
         Ok(number) => routes.purchases.get(context, number).await,
-        Err(problem) => problem.into_response(),
+        Err(problem) => problem.into(),
     }
 }

@@ -11,7 +11,7 @@ use http::{HeaderMap, StatusCode};
 use pygmy_protocol::{
     Problem, RequestContext,
     command::Command,
-    http::{Json, empty_body, read_body, read_body_up_to},
+    http::{Answer, Json, empty_body, read_body, read_body_up_to},
     import::{ImportId, ItemsBody, MAX_ITEMS_BODY_BYTES, PublishBody},
     item::PageRequest,
 };
@@ -45,7 +45,7 @@ async fn add_items(
     State(shared): Replica,
     context: RequestContext,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Answer, Problem> {
     let (headers, body) = split(request);
     let ItemsBody { items } = read_items(&shared, &context, &headers, body).await?;
     change(&shared, &context, &headers, Command::AddItems { items }).await
@@ -64,7 +64,7 @@ async fn stage_items(
     context: RequestContext,
     Path(import): Path<String>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Answer, Problem> {
     let import: ImportId = import.parse()?;
     let (headers, body) = split(request);
     let ItemsBody { items } = read_items(&shared, &context, &headers, body).await?;
@@ -76,7 +76,7 @@ async fn publish(
     context: RequestContext,
     Path(import): Path<String>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Answer, Problem> {
     let import: ImportId = import.parse()?;
     let (headers, body) = split(request);
     let PublishBody { items } = read_json(&shared, &context, &headers, body).await?;
@@ -88,7 +88,7 @@ async fn discard(
     context: RequestContext,
     Path(import): Path<String>,
     request: Request,
-) -> Result<Response, Problem> {
+) -> Result<Answer, Problem> {
     let import: ImportId = import.parse()?;
     let (headers, body) = split(request);
     empty_body(&read_body(&shared.env, &context, &shared.server.limits, body).await?)?;

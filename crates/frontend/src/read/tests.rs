@@ -44,7 +44,7 @@ fn reader() -> (Arc<Reader>, Queries) {
         }
     };
     let place = LocalPlace::default();
-    place.fill(Router::new().route("/query/{item}", get(query)));
+    place.fill(Router::new().route("/query/{item}", get(query)), None);
     let balancer = Arc::new(Upstream::local(&env, "http://balancer:1", place.local()));
     let counters = Arc::new(Counters::default());
     let reader = Reader {

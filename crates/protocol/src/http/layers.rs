@@ -16,7 +16,10 @@ use axum::{
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use tower::{Service, layer::layer_fn};
 
-use super::{Json, Limits, measure::Route};
+use super::{
+    Json, Limits,
+    measure::{Line, Route},
+};
 use crate::{
     context::{REQUEST_ID, RequestContext},
     env::{BoxFuture, Env},
@@ -211,8 +214,7 @@ impl Service<Request> for Measured {
                 context
             }
         };
-        let line = tracing::enabled!(tracing::Level::DEBUG)
-            .then(|| format!("{} {}", request.method(), request.uri().path()));
+        let line = Line::new(&context, request.method(), request.uri().path());
         let answering = if header_bytes(&request) > limits.max_header_bytes {
             Err(headers_too_large(limits))
         } else {
@@ -227,11 +229,7 @@ impl Service<Request> for Measured {
             };
             let took = env.now().saturating_since(begun);
             in_flight.answered(response.status(), took);
-            if let Some(line) = line {
-                let ms = took.as_secs_f64() * 1e3;
-                let id = context.id.to_str().unwrap_or_default();
-                tracing::debug!(request_id = id, status = response.status().as_u16(), ms, "{line}");
-            }
+            line.write(response.status(), took);
             let headers = response.headers_mut();
             headers.insert(REQUEST_ID, context.id);
             headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-cache"));

@@ -15,14 +15,19 @@ use std::{
 };
 
 use axum::extract::{MatchedPath, Request};
-use http::StatusCode;
+use http::{HeaderValue, Method, StatusCode};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
-use crate::metrics::Histogram;
+use super::Answer;
+use crate::{
+    context::RequestContext,
+    env::Env,
+    metrics::{Histogram, Metrics},
+};
 
 /// Where paths go that no route takes.
 const UNKNOWN_ROUTE: &str = "unknown";
@@ -49,6 +54,49 @@ pub(super) struct Route {
     times: Histogram,
 }
 
+/// Measures the calls of one route that come without HTTP, together with those that come with it.
+#[derive(Debug, Clone)]
+pub struct Measure(Arc<Route>);
+
+impl Measure {
+    /// Of the route of `tier` that its router knows as `template`.
+    pub fn new(metrics: &Metrics, tier: &'static str, template: &str) -> Measure {
+        Measure(metrics.routes().get(tier, template))
+    }
+
+    /// The answer to `call` as `answering` makes it, counted, timed and told in the log.
+    pub async fn answer(
+        &self,
+        env: &Env,
+        line: Line,
+        answering: impl Future<Output = Answer>,
+    ) -> Answer {
+        let (in_flight, begun) = (self.0.begin(), env.now());
+        let answer = answering.await;
+        let took = env.now().saturating_since(begun);
+        in_flight.answered(answer.status, took);
+        line.write(answer.status, took);
+        answer
+    }
+}
+
+/// What the log says of a request when it is answered; nothing unless somebody wants to know.
+pub struct Line(Option<(HeaderValue, String)>);
+
+impl Line {
+    /// Of a request for `path`.
+    pub fn new(context: &RequestContext, method: &Method, path: &str) -> Line {
+        let wanted = tracing::enabled!(tracing::Level::DEBUG);
+        Line(wanted.then(|| (context.id.clone(), format!("{method} {path}"))))
+    }
+
+    pub(super) fn write(self, status: StatusCode, took: Duration) {
+        let Some((id, line)) = self.0 else { return };
+        let (id, ms) = (id.to_str().unwrap_or_default(), took.as_secs_f64() * 1e3);
+        tracing::debug!(request_id = id, status = status.as_u16(), ms, "{line}");
+    }
+}
+
 /// A request in flight. Dropped without an answer, it was abandoned.
 pub(super) struct InFlight<'a> {
     route: &'a Route,
@@ -64,6 +112,11 @@ impl Routes {
         // and one from the same process has not: one route.
         let inner = template.strip_prefix('/').and_then(|path| path.strip_prefix(tier));
         let template = inner.filter(|path| path.starts_with('/')).unwrap_or(template);
+        self.get(tier, template)
+    }
+
+    /// The route of `tier` that is known as `template`.
+    fn get(&self, tier: &'static str, template: &str) -> Arc<Route> {
         let mut routes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(route) = routes.iter().find(|r| r.tier == tier && r.template == template) {
             return Arc::clone(route);

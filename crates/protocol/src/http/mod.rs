@@ -4,10 +4,12 @@
 //! (see `lanes`), so that no flood of requests keeps a server from its other work. [`wrap`] puts the
 //! common layers around a tier's routes: header limits, request id and deadline, the log line and
 //! the metrics, `Cache-Control`, and problems for unknown routes and methods. [`internal`] lets only callers
-//! with the cluster's secret through.
+//! with the cluster's secret through. Tiers of one process exchange a [`Call`] for an [`Answer`]
+//! without a socket: through the router, or by [`Direct`] on the way of a purchase.
 
 mod auth;
 mod body;
+mod call;
 mod lanes;
 mod layers;
 mod measure;
@@ -17,8 +19,10 @@ mod upgrade;
 
 pub use auth::{Secret, internal};
 pub use body::{Json, empty_body, json_body, read_body, read_body_up_to};
+pub use call::{Answer, Call, Direct};
 pub use layers::{PROCESS, Probes, Readiness, livez, metrics_text, wrap};
 pub(crate) use measure::Routes;
+pub use measure::{Line, Measure};
 pub use serve::{Shutdown, Stopper, serve, shutdown};
 pub use tier::{Fatal, Tier, run_tasks};
 pub use upgrade::{Upgraded, accept_upgrade};

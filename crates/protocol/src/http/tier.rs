@@ -1,10 +1,12 @@
 //! A started tier: its routes and its tasks.
 
+use std::sync::Arc;
+
 use axum::Router;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use tokio::task::JoinHandle;
 
-use super::{Limits, Shutdown, serve};
+use super::{Direct, Limits, Shutdown, serve};
 use crate::{
     env::{Env, Listener},
     metrics::Metrics,
@@ -20,6 +22,8 @@ pub struct Fatal(pub String);
 pub struct Tier {
     /// All routes of the tier, with the common layers around them.
     pub router: Router,
+    /// Those of them that the tiers of the same process take a shorter way to.
+    pub direct: Option<Arc<dyn Direct>>,
     /// The metrics of the process.
     pub metrics: Metrics,
     /// Each ends after shutdown, or with an error that ends the server.

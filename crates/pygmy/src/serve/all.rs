@@ -42,7 +42,7 @@ pub(super) async fn run(
         let tier = start(&tiers, *role, &places, &stopped).await?;
         tasks.extend(tier.tasks);
         background.extend(tier.background);
-        place.fill(tier.router);
+        place.fill(tier.router, tier.direct);
     }
     let limits = &tiers.config.document().limits;
     let metrics = &tiers.metrics;
@@ -90,7 +90,7 @@ fn local_servers(
 ) -> Result<Vec<LocalServer>, Fatal> {
     let local = |(role, place): (&Role, &LocalPlace)| {
         let part = tiers.part(*role)?;
-        Ok(LocalServer { name: part.name, role: *role, url: part.url, router: place.local() })
+        Ok(LocalServer { name: part.name, role: *role, url: part.url, tier: place.local() })
     };
     places.iter().filter(|(role, _)| **role != Role::Balancer).map(local).collect()
 }

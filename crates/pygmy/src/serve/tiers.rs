@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use pygmy_client::{
-    LocalRouter, ServerConfig, Upstream,
+    LocalTier, ServerConfig, Upstream,
     watch::{self, Watcher},
 };
 use pygmy_protocol::{
@@ -87,11 +87,7 @@ impl Tiers {
 
     /// What the tiers have in common. With `local`, calls to the balancer of this server do not
     /// leave the process.
-    pub(super) fn base(
-        &self,
-        role: Role,
-        local: Option<LocalRouter>,
-    ) -> Result<ServerConfig, Fatal> {
+    pub(super) fn base(&self, role: Role, local: Option<LocalTier>) -> Result<ServerConfig, Fatal> {
         let Part { name, url } = self.part(role)?;
         let document = self.config.document();
         Ok(ServerConfig {
@@ -113,7 +109,7 @@ impl Tiers {
         self.server.part(role).ok_or_else(missing)
     }
 
-    fn balancers(&self, local: Option<LocalRouter>) -> Result<Vec<Arc<Upstream>>, Fatal> {
+    fn balancers(&self, local: Option<LocalTier>) -> Result<Vec<Arc<Upstream>>, Fatal> {
         let own = self.server.part(Role::Balancer);
         let upstream = |part: Part| match &local {
             Some(router) if own.as_ref() == Some(&part) => {
