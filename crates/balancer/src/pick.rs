@@ -47,22 +47,27 @@ pub(crate) fn pick(
         &|c| !c.set_aside,
         &|_| true,
     ];
-    groups.iter().find_map(|belongs| {
-        let group: Vec<_> = candidates.iter().filter(|c| belongs(c)).collect();
-        policy.choose(turn, &group)
-    })
+    groups.iter().find_map(|belongs| policy.choose(turn, candidates, belongs))
 }
 
 impl Policy {
-    fn choose<'a>(self, turn: usize, group: &[&'a Candidate]) -> Option<&'a Candidate> {
-        let first = turn % group.len().max(1);
-        let (before, after) = group.split_at(first);
-        let mut in_turn = after.iter().chain(before).copied();
-        match self {
+    fn choose(
+        self,
+        turn: usize,
+        candidates: &[Candidate],
+        belongs: impl Fn(&Candidate) -> bool,
+    ) -> Option<&Candidate> {
+        let group = || candidates.iter().filter(|candidate| belongs(candidate));
+        let size = group().count();
+        let mut in_turn = (0..size).map(|place| (turn % size + place) % size);
+        let place = match self {
             Policy::RoundRobin => in_turn.next(),
             // The first of several minima.
-            Policy::LeastLoaded => in_turn.min_by_key(|c| c.in_flight),
-        }
+            Policy::LeastLoaded => {
+                in_turn.min_by_key(|place| group().nth(*place).map(|c| c.in_flight))
+            }
+        };
+        group().nth(place?)
     }
 }
 

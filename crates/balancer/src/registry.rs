@@ -20,7 +20,7 @@ use crate::{
     LocalServer,
     metrics::Counters,
     pick::Candidate,
-    server::{Rules, Server},
+    server::{Fit, Rules, Server},
     settings::Settings,
 };
 
@@ -110,17 +110,17 @@ impl Registry {
         let now = self.env.now();
         let newest_term = self.newest_term.load(Ordering::Relaxed);
         let servers = self.servers.read().unwrap_or_else(PoisonError::into_inner);
-        servers
-            .values()
-            .filter(|server| server.role == role && server.is_eligible(now))
-            .map(|server| Candidate {
+        let candidate = |server: &Arc<Server>| {
+            let Fit { leads_term, set_aside } = server.fit(now)?;
+            Some(Candidate {
                 local: server.upstream.is_local(),
-                leads: server.leads_term() == Some(newest_term),
-                set_aside: server.is_set_aside(now),
+                leads: leads_term == Some(newest_term),
+                set_aside,
                 in_flight: server.load.in_flight(),
                 server: Arc::clone(server),
             })
-            .collect()
+        };
+        servers.values().filter(|server| server.role == role).filter_map(candidate).collect()
     }
 
     /// All servers whose registration is in force.

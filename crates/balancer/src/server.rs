@@ -69,6 +69,14 @@ struct Standing {
     told: Health,
 }
 
+/// A server that may get traffic.
+pub(crate) struct Fit {
+    /// The term in which it says that it leads the catalog.
+    pub(crate) leads_term: Option<u64>,
+    /// Its breaker puts it last in line.
+    pub(crate) set_aside: bool,
+}
+
 /// What became of a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Probed {
@@ -203,14 +211,12 @@ impl Server {
         }
     }
 
-    /// Whether it gets traffic, apart from its breaker.
-    pub(crate) fn is_eligible(&self, now: Instant) -> bool {
-        self.standing().health(&self.rules, now) == Health::Ready
-    }
-
-    /// Whether its breaker puts it last in line.
-    pub(crate) fn is_set_aside(&self, now: Instant) -> bool {
-        !self.standing().breaker.admits(now)
+    /// How it stands if it may get traffic.
+    pub(crate) fn fit(&self, now: Instant) -> Option<Fit> {
+        let standing = self.standing();
+        let is_ready = standing.health(&self.rules, now) == Health::Ready;
+        let set_aside = !standing.breaker.admits(now);
+        is_ready.then_some(Fit { leads_term: standing.leads_term, set_aside })
     }
 
     /// The term in which it says that it leads the catalog.

@@ -8,9 +8,10 @@ use std::{
 
 use axum::{Router, body::Body};
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderValue, Request, Uri, header};
 use http_body_util::{BodyExt, Full};
-use pygmy_protocol::{Env, RequestContext, http::Direct};
+use pygmy_protocol::{Env, RequestContext, env::BoxFuture, http::Direct};
 use tower::ServiceExt;
 
 use crate::{Answer, Call, Failure, pool::Pool};
@@ -114,11 +115,12 @@ impl Upstream {
         let sent = match &self.target {
             Target::Local(tier) => {
                 handed_over.store(true, Ordering::Relaxed);
-                self.env.timeout(limit, send_local(tier, call, context)).await
+                self.env.timeout(limit, send_local(tier, call, context)?).await
             }
             Target::Remote(remote) => {
                 let request = self.request(call, &context, remote)?;
-                self.env.timeout(limit, remote.pool.send(request, &handed_over)).await
+                // Boxed, as it is large, and would be copied with whatever waits for it.
+                self.env.timeout(limit, Box::pin(remote.pool.send(request, &handed_over))).await
             }
         };
         sent.unwrap_or_else(|_| {
@@ -152,11 +154,11 @@ impl Upstream {
     }
 }
 
-async fn send_local(
+fn send_local(
     tier: &LocalTier,
     call: &Call,
     context: RequestContext,
-) -> Result<Answer, Failure> {
+) -> Result<BoxFuture<'static, Result<Answer, Failure>>, Failure> {
     let place = tier.0.upgrade();
     let Some(Occupant { router, direct }) = place.as_ref().and_then(|place| place.get()) else {
         return Err(Failure::NotSent("the server is still starting, or has ended".to_owned()));
@@ -164,15 +166,14 @@ async fn send_local(
     let mut call = Call { context, ..call.clone() };
     if let Some(direct) = direct {
         match Arc::clone(direct).call(call) {
-            Ok(answering) => {
-                drop(place);
-                return Ok(answering.await);
-            }
+            Ok(answering) => return Ok(Box::pin(answering.map(Ok))),
             Err(back) => call = *back,
         }
     }
-    let router = router.clone();
-    drop(place);
+    Ok(Box::pin(send_routed(router.clone(), call)))
+}
+
+async fn send_routed(router: Router, call: Call) -> Result<Answer, Failure> {
     let Call { method, target, headers, body, context } = call;
     let mut request = Request::builder()
         .method(method)

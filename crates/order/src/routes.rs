@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use pygmy_client::{Answer, Call};
 use pygmy_protocol::{
-    Env, IdempotencyKey, Problem, RequestContext,
+    Env, IdempotencyKey, RequestContext,
     context::{IDEMPOTENCY_KEY, key_of, key_value},
     env::BoxFuture,
     http::{Direct, Limits, Line, Measure, read_body},

@@ -61,11 +61,21 @@ pub(super) struct Group<'a> {
     pub(super) meta: Meta,
     keys: &'a mut KeyIndex,
     orders_before: u64,
-    /// Only such as can be seen: a hidden one may be dropped.
-    items: BTreeMap<ItemNumber, Touched>,
-    lines: String,
+    memory: Memory,
     wants_items: bool,
 }
+
+/// What is kept in memory from one group to the next.
+#[derive(Default)]
+pub(super) struct Memory {
+    /// Only such as can be seen: a hidden one may be dropped.
+    items: BTreeMap<ItemNumber, Touched>,
+    /// For the text log.
+    pub(super) lines: String,
+}
+
+/// Most items in memory when a group begins; what is sold out in an hour is far fewer.
+const ITEMS_KEPT: usize = 4096;
 
 /// An item in memory.
 struct Touched {
@@ -77,15 +87,20 @@ struct Touched {
 
 impl<'a> Group<'a> {
     /// Begins where `meta` stands, in the transaction that is open on `db`.
-    /// With `wants_items` it says what items became, besides that they changed.
+    /// `memory` is that of the group before, or empty: nobody else changes what it has of the
+    /// database. With `wants_items` it says what items became, besides that they changed.
     pub(super) fn new(
         db: &'a Connection,
         meta: Meta,
         keys: &'a mut KeyIndex,
+        mut memory: Memory,
         wants_items: bool,
     ) -> Group<'a> {
-        let (orders_before, items, lines) = (meta.orders, BTreeMap::new(), String::new());
-        Group { db, meta, keys, orders_before, items, lines, wants_items }
+        memory.lines.clear();
+        if memory.items.len() > ITEMS_KEPT {
+            memory.items.clear();
+        }
+        Group { db, orders_before: meta.orders, meta, keys, memory, wants_items }
     }
 
     /// Applies one entry.
@@ -114,25 +129,24 @@ impl<'a> Group<'a> {
         Ok(Applied { log_id, changed, holders, outcomes })
     }
 
-    /// Writes what is still in memory. Gives where the state stands now, and the lines for the
-    /// text log; both hold once the transaction is committed.
-    pub(super) fn finish(mut self) -> rusqlite::Result<(Meta, String)> {
-        for touched in self.items.values().filter(|touched| touched.changed) {
+    /// Writes what is still in memory. Gives where the state stands now, and what the next group
+    /// begins with; both hold once the transaction is committed.
+    pub(super) fn finish(mut self) -> rusqlite::Result<(Meta, Memory)> {
+        for touched in self.memory.items.values_mut().filter(|touched| touched.changed) {
             debug_assert!(
                 touched.row.adds_up() || planted!(StockCheckedBefore),
                 "the stock does not add up: {:?}",
                 touched.row
             );
             touched.row.update(self.db)?;
-            self.meta.state_hash = self
-                .meta
-                .state_hash
-                .wrapping_sub(touched.stored_hash)
-                .wrapping_add(touched.row.hash());
+            let hash = touched.row.hash();
+            let others = self.meta.state_hash.wrapping_sub(touched.stored_hash);
+            self.meta.state_hash = others.wrapping_add(hash);
+            (touched.stored_hash, touched.changed) = (hash, false);
         }
         self.meta.store(self.db)?;
         self.keys.write(self.db, self.meta.orders - self.orders_before)?;
-        Ok((self.meta, self.lines))
+        Ok((self.meta, self.memory))
     }
 
     fn batch(
@@ -146,8 +160,13 @@ impl<'a> Group<'a> {
         let mut count = 0;
         for request in &batch.requests {
             let outcome = self.request(batch.time_ms, request, changed)?;
-            count +=
-                u64::from(requests_log::line(&mut self.lines, index, &time, request, &outcome));
+            count += u64::from(requests_log::line(
+                &mut self.memory.lines,
+                index,
+                &time,
+                request,
+                &outcome,
+            ));
             outcomes.push(outcome);
         }
         if count > 0 {
@@ -177,7 +196,7 @@ impl<'a> Group<'a> {
                 false => Ok(Outcome::KeyReused),
             };
         }
-        if let Some(row) = KeyRow::find_key(self.db, &request.key)? {
+        if let Some(row) = self.keys.find_other(self.db, &request.key)? {
             return match row.fingerprint == fingerprint {
                 true => replay(&row.made),
                 false => Ok(Outcome::KeyReused),
@@ -209,6 +228,7 @@ impl<'a> Group<'a> {
             | Outcome::Holder { .. } => return Ok(outcome),
         };
         self.insert(&KeyRow { key: request.key.clone(), fingerprint, made })?;
+        self.keys.add_other(&request.key);
         self.meta.keys += 1;
         Ok(outcome)
     }
@@ -342,7 +362,7 @@ impl<'a> Group<'a> {
             return Vec::new();
         }
         let touched = changed.iter().filter_map(|key| match key {
-            CacheKey::Item(number) => self.items.get(number),
+            CacheKey::Item(number) => self.memory.items.get(number),
             _ => None,
         });
         touched.map(|touched| touched.row.item.clone()).collect()
@@ -370,7 +390,7 @@ impl<'a> Group<'a> {
 
     /// The item in memory, if it can be seen; read on first use.
     fn touch(&mut self, number: ItemNumber) -> rusqlite::Result<Option<&mut Touched>> {
-        match self.items.entry(number) {
+        match self.memory.items.entry(number) {
             btree_map::Entry::Occupied(entry) => Ok(Some(entry.into_mut())),
             btree_map::Entry::Vacant(entry) => match ItemRow::find_number(self.db, number)? {
                 Some(row) if hiding(self.db, row.import)?.is_none() => {

@@ -16,6 +16,9 @@
 //!
 //! Hashes may collide and filters may err: what counts is the key in the order's row.
 //!
+//! Keys that made no order are few, and have a table and an index of SQLite's. Memory has their
+//! hashes, so that a buy does not look for its key there.
+//!
 //! All of this follows from `orders`. Replicas need not have it in common, and snapshots do
 //! without.
 
@@ -35,7 +38,7 @@ pub(super) use self::check::Check;
 use self::filters::Filters;
 use super::{
     error::nonsense,
-    rows::{OrderRow, key, sql, whole},
+    rows::{KeyRow, OrderRow, key, sql, whole},
 };
 
 /// Rows of a full run that a transaction writes for each order that it makes. More than one, so
@@ -80,6 +83,8 @@ pub(super) struct KeyIndex {
     recent: VecDeque<BTreeSet<Entry>>,
     /// The last row of the oldest one that is in the table already.
     written: Option<Entry>,
+    /// Hashes of the keys that made no order.
+    others: BTreeSet<u64>,
 }
 
 impl KeyIndex {
@@ -95,7 +100,27 @@ impl KeyIndex {
         // Fewer than a run.
         let recent = entries(db, config, finished_runs * config.run_orders, config.run_orders)?;
         let recent = VecDeque::from([recent]);
-        Ok(KeyIndex { config, filters, finished_runs, recent, written: None })
+        let mut statement = db.prepare("SELECT key FROM keys")?;
+        let others = statement.query_map((), |row| Ok((config.hash)(&key(row, 0)?)))?;
+        let others = others.collect::<rusqlite::Result<_>>()?;
+        Ok(KeyIndex { config, filters, finished_runs, recent, written: None, others })
+    }
+
+    /// What was made under `key`, if it was no order.
+    pub(super) fn find_other(
+        &self,
+        db: &Connection,
+        key: &IdempotencyKey,
+    ) -> rusqlite::Result<Option<KeyRow>> {
+        match self.others.contains(&(self.config.hash)(key)) {
+            true => KeyRow::find_key(db, key),
+            false => Ok(None),
+        }
+    }
+
+    /// Adds a key that made no order.
+    pub(super) fn add_other(&mut self, key: &IdempotencyKey) {
+        self.others.insert((self.config.hash)(key));
     }
 
     /// The order made under `key`.

@@ -8,11 +8,11 @@ use std::{
 };
 
 use pygmy_protocol::{env::Env, planted};
-use rusqlite::{Connection, Transaction, TransactionBehavior};
+use rusqlite::Connection;
 
 use super::{
     AppliedHook, SnapshotFile, SnapshotStore, StateConfig, StateError,
-    apply::{Applied, Group},
+    apply::{Applied, Group, Memory},
     install,
     keys::KeyIndex,
     meta::Meta,
@@ -33,8 +33,8 @@ pub(super) struct Writer {
     db: Option<Connection>,
     meta: Meta,
     requests: RequestsLog,
-    /// Lines of the last group, until they are written.
-    lines: String,
+    /// What the last group has left; its lines until they are written.
+    memory: Memory,
 }
 
 impl Writer {
@@ -62,9 +62,9 @@ impl Writer {
         }
         let keys = open_keys(&db, &config, &path)?;
         let shared = Arc::new(Shared::new(Pool::new(path.clone()), &meta, keys));
-        let lines = String::new();
+        let (db, memory) = (Some(db), Memory::default());
         let mut writer =
-            Writer { path, config, hook, snapshots, shared, db: Some(db), meta, requests, lines };
+            Writer { path, config, hook, snapshots, shared, db, meta, requests, memory };
         writer.restore_from_snapshot_if_newer()?;
         Ok(writer)
     }
@@ -77,13 +77,14 @@ impl Writer {
     /// and the hook know of them, and the outcomes may be told.
     pub(super) fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Outcomes>, StateError> {
         let db = self.db.take().ok_or(StateError::Stopped)?;
-        let (meta, lines, applied) =
-            commit(&db, &self.meta, &self.shared, entries, self.hook.wants_items())
+        let memory = std::mem::take(&mut self.memory);
+        let (meta, memory, applied) =
+            commit(&db, &self.meta, memory, &self.shared, entries, self.hook.wants_items())
                 .map_err(|e| e.in_database(&self.path))
                 .inspect_err(|e| self.hook.damaged(e))?;
         self.db = Some(db);
         self.meta = meta;
-        self.lines = lines;
+        self.memory = memory;
         // The status comes before the hook: whoever takes its index as the base of an
         // invalidation stream must not miss an entry between the two.
         self.shared.publish(&self.meta);
@@ -101,7 +102,8 @@ impl Writer {
     /// Writes the text log of what was applied last. Apart from [`Writer::apply`], so that
     /// nobody's answer waits for it.
     pub(super) fn write_lines(&mut self) {
-        self.requests.append(&std::mem::take(&mut self.lines), self.meta.index());
+        self.requests.append(&self.memory.lines, self.meta.index());
+        self.memory.lines.clear();
     }
 
     /// Makes `file`, which claims to be `meta`, the newest snapshot and the state that of the
@@ -139,6 +141,7 @@ impl Writer {
 
     fn restore(&mut self, file: &SnapshotFile) -> Result<(), StateError> {
         let db = self.db.take().ok_or(StateError::Stopped)?;
+        self.memory = Memory::default();
         install::load(file, &self.path, self.config.key_index)?;
         let reopen = || {
             install::swap(db, &self.path)?;
@@ -168,16 +171,19 @@ fn open_keys(db: &Connection, config: &StateConfig, path: &Path) -> Result<KeyIn
     KeyIndex::open(db, config.key_index).map_err(|e| StateError::from(e).in_database(path))
 }
 
+/// Applies `entries` in one transaction. After an error it is still open, and ends with the
+/// connection.
 fn commit(
     db: &Connection,
     meta: &Meta,
+    memory: Memory,
     shared: &Shared,
     entries: &[Entry],
     wants_items: bool,
-) -> Result<(Meta, String, Vec<Applied>), StateError> {
-    let transaction = Transaction::new_unchecked(db, TransactionBehavior::Immediate)?;
+) -> Result<(Meta, Memory, Vec<Applied>), StateError> {
+    db.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
     let mut keys = shared.keys();
-    let mut group = Group::new(db, meta.clone(), &mut keys, wants_items);
+    let mut group = Group::new(db, meta.clone(), &mut keys, memory, wants_items);
     let mut before = meta.applied;
     let mut applied = Vec::with_capacity(entries.len());
     for entry in entries {
@@ -188,9 +194,9 @@ fn commit(
         before = Some(log_id);
         applied.push(group.entry(entry)?);
     }
-    let (meta, lines) = group.finish()?;
-    transaction.commit()?;
-    Ok((meta, lines, applied))
+    let (meta, memory) = group.finish()?;
+    db.prepare_cached("COMMIT")?.execute(())?;
+    Ok((meta, memory, applied))
 }
 
 #[cfg(test)]

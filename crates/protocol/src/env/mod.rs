@@ -30,7 +30,15 @@ pub use processes::{Ended, NoProcesses, Processes};
 pub use random::Random;
 pub use worker::{Wake, Worker, Workers};
 
-use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 /// A boxed future, as the object-safe traits of this module return them.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -105,11 +113,17 @@ impl Env {
         limit: Duration,
         future: F,
     ) -> Result<F::Output, TimedOut> {
-        tokio::select! {
-            biased;
-            output = future => Ok(output),
-            () = self.sleep(limit) => Err(TimedOut),
-        }
+        let mut future = pin!(future);
+        let mut timer = None;
+        poll_fn(|context| {
+            if let Poll::Ready(output) = future.as_mut().poll(context) {
+                return Poll::Ready(Ok(output));
+            }
+            // Not before: much is ready at once, and needs none.
+            let timer = timer.get_or_insert_with(|| self.sleep(limit));
+            timer.as_mut().poll(context).map(|()| Err(TimedOut))
+        })
+        .await
     }
 
     /// Starts a task that inherits this environment.

@@ -40,7 +40,7 @@ pub(super) fn environment() -> Env {
         clock: Arc::new(MachineClock),
         network: Arc::new(MachineNetwork),
         files: Arc::new(MachineFiles),
-        random: Arc::new(MachineRandom),
+        random: Arc::new(MachineRandom::default()),
         workers: Arc::new(Threads),
         processes: Arc::new(MachineProcesses),
         governor: None,
@@ -86,19 +86,39 @@ async fn kernel_timer(duration: Duration) -> io::Result<()> {
     AsyncFd::with_interest(timer, Interest::READABLE)?.readable().await.map(drop)
 }
 
-struct MachineRandom;
+/// The generator of the operating system, asked for many bytes at a time: every request wants a
+/// few, and asking costs more than they do. Each byte is given out once.
+#[derive(Default)]
+struct MachineRandom(Mutex<Vec<u8>>);
+
+/// What is asked for at a time. More than that is never wanted at once.
+const RANDOM_BYTES: usize = 4096;
 
 impl Random for MachineRandom {
     fn fill(&self, bytes: &mut [u8]) {
-        let mut filled = 0;
-        while filled < bytes.len() {
-            let flags = rustix::rand::GetRandomFlags::empty();
-            match rustix::rand::getrandom(&mut bytes[filled..], flags) {
-                Ok(n) => filled += n,
-                Err(rustix::io::Errno::INTR) => {}
-                // Linux has had the call since 3.17; without randomness keys would collide.
-                Err(e) => panic!("the operating system gives no random numbers: {e}"),
+        let mut stock = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for bytes in bytes.chunks_mut(RANDOM_BYTES) {
+            if stock.len() < bytes.len() {
+                stock.resize(RANDOM_BYTES, 0);
+                ask_for_random(&mut stock);
             }
+            let left = stock.len() - bytes.len();
+            bytes.copy_from_slice(&stock[left..]);
+            stock[left..].fill(0);
+            stock.truncate(left);
+        }
+    }
+}
+
+fn ask_for_random(bytes: &mut [u8]) {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let flags = rustix::rand::GetRandomFlags::empty();
+        match rustix::rand::getrandom(&mut bytes[filled..], flags) {
+            Ok(n) => filled += n,
+            Err(rustix::io::Errno::INTR) => {}
+            // Linux has had the call since 3.17; without randomness keys would collide.
+            Err(e) => panic!("the operating system gives no random numbers: {e}"),
         }
     }
 }
