@@ -53,29 +53,38 @@ pub(crate) struct Routes {
     pub(crate) ways: Ways,
 }
 
-/// The forwarded paths that are also taken directly.
+/// The forwarded paths as the tiers of this process call them.
 pub(crate) struct Ways(Vec<Way>);
 
 struct Way {
-    /// What such a path begins with: `/segment/`.
-    prefix: String,
+    segment: &'static str,
     role: Role,
-    measure: Measure,
+    /// Of the segment alone, and of what is below it.
+    measures: [Measure; 2],
 }
 
 impl Ways {
     pub(crate) fn new(metrics: &Metrics) -> Ways {
-        let way = |(segment, role): (&str, Role)| {
-            let measure = Measure::new(metrics, Role::Balancer.as_str(), &rest_of(segment));
-            Way { prefix: format!("/{segment}/"), role, measure }
+        let way = |(segment, role): (&'static str, Role)| {
+            let measure = |route: String| Measure::new(metrics, Role::Balancer.as_str(), &route);
+            Way { segment, role, measures: templates(segment).map(measure) }
         };
         Ways(FORWARDED.into_iter().map(way).collect())
     }
+
+    /// Where a call for `target` goes, and what measures it; none if that has a query.
+    fn find(&self, target: &str) -> Option<(Role, &Measure)> {
+        let path = target.strip_prefix('/')?;
+        let (segment, below) =
+            path.split_once('/').map_or((path, false), |(first, _)| (first, true));
+        let way = self.0.iter().find(|way| way.segment == segment)?;
+        Some((way.role, &way.measures[usize::from(below)]))
+    }
 }
 
-/// The template of the paths below `segment`.
-fn rest_of(segment: &str) -> String {
-    format!("/{segment}/{{*rest}}")
+/// How the router knows a forwarded segment alone, and what is below it.
+fn templates(segment: &str) -> [String; 2] {
+    [format!("/{segment}"), format!("/{segment}/{{*rest}}")]
 }
 
 /// All routes of the tier, without the layers that every server has.
@@ -91,7 +100,7 @@ pub(crate) fn router(routes: Arc<Routes>) -> Router {
                             request: Request| async move {
             routes.forwarder.forward(role, own_limit, context, request).await
         };
-        for path in [format!("/{segment}"), rest_of(segment)] {
+        for path in templates(segment) {
             router = router.route(&path, any(forward));
         }
     }
@@ -100,12 +109,13 @@ pub(crate) fn router(routes: Arc<Routes>) -> Router {
 
 impl Direct for Routes {
     fn call(self: Arc<Self>, call: Call) -> Result<BoxFuture<'static, Answer>, Box<Call>> {
-        let taken = |way: &Way| call.target.starts_with(&way.prefix);
-        let Some(place) = self.ways.0.iter().position(taken) else { return Err(Box::new(call)) };
+        let Some((role, measure)) = self.ways.find(&call.target) else {
+            return Err(Box::new(call));
+        };
+        let measure = measure.clone();
         Ok(Box::pin(async move {
-            let Way { role, measure, .. } = &self.ways.0[place];
             let line = Line::new(&call.context, &call.method, &call.target);
-            measure.answer(&self.env, line, self.forwarder.pass(*role, call)).await
+            measure.answer(&self.env, line, self.forwarder.pass(role, call)).await
         }))
     }
 }

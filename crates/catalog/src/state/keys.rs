@@ -11,8 +11,8 @@
 //!   puts them at the end of that table. Each transaction writes a few of them ([`KeyIndex::write`])
 //!   and the last one moves `meta.indexed_orders` on. What a crash leaves of an unfinished run is
 //!   deleted at open ([`catch_up`]), and the run is written at once.
-//! - Of what is in the table, memory has a Bloom filter ([`filters`]): a new key, which is the
-//!   normal case, is known to be new without a look into the table.
+//! - Memory has a Bloom filter of every run ([`filters`]): a new key, which is the normal case, is
+//!   known to be new without a look into the table or into the runs in memory.
 //!
 //! Hashes may collide and filters may err: what counts is the key in the order's row.
 //!
@@ -76,7 +76,7 @@ type Entry = (u64, u64);
 /// must be opened anew.
 pub(super) struct KeyIndex {
     config: KeyIndexConfig,
-    /// Of the runs that are finished, and of the one that is being written.
+    /// Of all runs.
     filters: Filters,
     finished_runs: u64,
     /// The runs after these, the oldest first; all but the last are full.
@@ -99,6 +99,7 @@ impl KeyIndex {
         }
         // Fewer than a run.
         let recent = entries(db, config, finished_runs * config.run_orders, config.run_orders)?;
+        recent.iter().for_each(|(hash, _)| filters.add(finished_runs, *hash));
         let recent = VecDeque::from([recent]);
         let mut statement = db.prepare("SELECT key FROM keys")?;
         let others = statement.query_map((), |row| Ok((config.hash)(&key(row, 0)?)))?;
@@ -130,18 +131,9 @@ impl KeyIndex {
         key: &IdempotencyKey,
     ) -> rusqlite::Result<Option<OrderRow>> {
         let hash = (self.config.hash)(key);
-        let recent = self.recent.iter().flat_map(|run| run.range((hash, 0)..=(hash, u64::MAX)));
-        for (_, number) in recent {
-            if let Some(row) = made_under(db, key, *number)? {
-                return Ok(Some(row));
-            }
-        }
         for run in self.filters.runs(hash) {
-            let mut statement =
-                db.prepare_cached("SELECT order_number FROM key_index WHERE run = ? AND hash = ?")?;
-            let mut rows = statement.query([sql(run), sql(hash)])?;
-            while let Some(row) = rows.next()? {
-                if let Some(row) = made_under(db, key, whole(row, 0)?)? {
+            for number in self.numbers(db, run, hash)? {
+                if let Some(row) = made_under(db, key, number)? {
                     return Ok(Some(row));
                 }
             }
@@ -149,9 +141,22 @@ impl KeyIndex {
         Ok(None)
     }
 
+    /// The orders of `run` whose keys have this hash.
+    fn numbers(&self, db: &Connection, run: u64, hash: u64) -> rusqlite::Result<Vec<u64>> {
+        if let Some(recent) = run.checked_sub(self.finished_runs) {
+            let recent = self.recent.get(recent as usize).into_iter();
+            let found = recent.flat_map(|run| run.range((hash, 0)..=(hash, u64::MAX)));
+            return Ok(found.map(|(_, number)| *number).collect());
+        }
+        let mut statement =
+            db.prepare_cached("SELECT order_number FROM key_index WHERE run = ? AND hash = ?")?;
+        statement.query_map([sql(run), sql(hash)], |row| whole(row, 0))?.collect()
+    }
+
     /// Adds an order; they come in the order of their numbers.
     pub(super) fn add(&mut self, key: &IdempotencyKey, number: OrderNumber) {
         let entry = ((self.config.hash)(key), number.0);
+        self.filters.add(self.run_of(number.0), entry.0);
         match self.recent.back_mut() {
             Some(run) if (run.len() as u64) < self.config.run_orders => {
                 run.insert(entry);
@@ -172,7 +177,6 @@ impl KeyIndex {
             let begin = self.written.map_or(Bound::Unbounded, Bound::Excluded);
             for &(hash, number) in run.range((begin, Bound::Unbounded)).take(room as usize) {
                 insert(db, self.finished_runs, (hash, number))?;
-                self.filters.add(self.finished_runs, hash);
                 self.written = Some((hash, number));
                 room -= 1;
             }
@@ -188,11 +192,15 @@ impl KeyIndex {
 
     /// Whether memory says where an order is: here, or in the table.
     fn leads_to(&self, entry: &Entry) -> bool {
-        let run = entry.1.saturating_sub(1) / self.config.run_orders;
-        match run.checked_sub(self.finished_runs) {
-            Some(recent) => self.recent.get(recent as usize).is_some_and(|run| run.contains(entry)),
-            None => self.filters.runs(entry.0).any(|candidate| candidate == run),
-        }
+        let run = self.run_of(entry.1);
+        let recent = run.checked_sub(self.finished_runs);
+        let recent = recent.map(|run| self.recent.get(run as usize));
+        self.filters.runs(entry.0).any(|candidate| candidate == run)
+            && recent.is_none_or(|run| run.is_some_and(|run| run.contains(entry)))
+    }
+
+    fn run_of(&self, number: u64) -> u64 {
+        number.saturating_sub(1) / self.config.run_orders
     }
 }
 

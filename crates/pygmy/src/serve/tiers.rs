@@ -112,8 +112,8 @@ impl Tiers {
     fn balancers(&self, local: Option<LocalTier>) -> Result<Vec<Arc<Upstream>>, Fatal> {
         let own = self.server.part(Role::Balancer);
         let upstream = |part: Part| match &local {
-            Some(router) if own.as_ref() == Some(&part) => {
-                Ok(Arc::new(Upstream::local(&self.env, &part.url, router.clone())))
+            Some(tier) if own.as_ref() == Some(&part) => {
+                Ok(Arc::new(Upstream::local(&self.env, &part.url, tier.clone())))
             }
             _ => Upstream::remote(&self.env, &part.url).map(Arc::new).map_err(Fatal),
         };

@@ -15,6 +15,7 @@ mod bench;
 mod caches;
 mod command_line;
 mod demo;
+mod direct;
 mod doctor;
 mod failures;
 mod full_disk;

@@ -40,7 +40,13 @@ impl Filters {
     /// The runs that may have a key of this hash. The others have none.
     pub(super) fn runs(&self, hash: u64) -> impl Iterator<Item = u64> {
         self.groups.iter().zip(0..).flat_map(move |(words, group)| {
-            let runs = positions(hash, self.mask).fold(u64::MAX, |runs, at| runs & words[at]);
+            let mut positions = positions(hash, self.mask);
+            // A new key is known to be none after two or three.
+            let runs = positions.try_fold(u64::MAX, |runs, at| match runs & words[at] {
+                0 => None,
+                runs => Some(runs),
+            });
+            let runs = runs.unwrap_or_default();
             (0..64).filter(move |run| runs >> run & 1 == 1).map(move |run| group * 64 + run)
         })
     }
