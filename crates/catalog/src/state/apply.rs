@@ -62,27 +62,28 @@ pub(super) struct Group<'a> {
     keys: &'a mut KeyIndex,
     orders_before: u64,
     memory: Memory,
+    /// Items in memory that the database has otherwise.
+    changed: BTreeSet<ItemNumber>,
     wants_items: bool,
 }
 
 /// What is kept in memory from one group to the next.
 #[derive(Default)]
 pub(super) struct Memory {
-    /// Only such as can be seen: a hidden one may be dropped.
+    /// Items that were touched. Only such as can be seen: a hidden one may be dropped.
     items: BTreeMap<ItemNumber, Touched>,
     /// For the text log.
     pub(super) lines: String,
 }
 
-/// Most items in memory when a group begins; what is sold out in an hour is far fewer.
-const ITEMS_KEPT: usize = 4096;
+/// Most items in memory when a group begins: some 5 MB.
+const ITEMS_KEPT: usize = 16_384;
 
 /// An item in memory.
 struct Touched {
     row: ItemRow,
     /// The hash of the row as the database has it.
     stored_hash: u128,
-    changed: bool,
 }
 
 impl<'a> Group<'a> {
@@ -100,7 +101,8 @@ impl<'a> Group<'a> {
         if memory.items.len() > ITEMS_KEPT {
             memory.items.clear();
         }
-        Group { db, orders_before: meta.orders, meta, keys, memory, wants_items }
+        let (orders_before, changed) = (meta.orders, BTreeSet::new());
+        Group { db, meta, keys, orders_before, memory, changed, wants_items }
     }
 
     /// Applies one entry.
@@ -132,7 +134,8 @@ impl<'a> Group<'a> {
     /// Writes what is still in memory. Gives where the state stands now, and what the next group
     /// begins with; both hold once the transaction is committed.
     pub(super) fn finish(mut self) -> rusqlite::Result<(Meta, Memory)> {
-        for touched in self.memory.items.values_mut().filter(|touched| touched.changed) {
+        for number in &self.changed {
+            let Some(touched) = self.memory.items.get_mut(number) else { continue };
             debug_assert!(
                 touched.row.adds_up() || planted!(StockCheckedBefore),
                 "the stock does not add up: {:?}",
@@ -142,7 +145,7 @@ impl<'a> Group<'a> {
             let hash = touched.row.hash();
             let others = self.meta.state_hash.wrapping_sub(touched.stored_hash);
             self.meta.state_hash = others.wrapping_add(hash);
-            (touched.stored_hash, touched.changed) = (hash, false);
+            touched.stored_hash = hash;
         }
         self.meta.store(self.db)?;
         self.keys.write(self.db, self.meta.orders - self.orders_before)?;
@@ -278,7 +281,7 @@ impl<'a> Group<'a> {
         expected_cost: Option<u64>,
     ) -> rusqlite::Result<Outcome> {
         let order_number = OrderNumber(self.meta.orders + 1);
-        let Some(Touched { row, changed, .. }) = self.touch(number)? else {
+        let Some(Touched { row, .. }) = self.touch(number)? else {
             return Ok(Outcome::UnknownItem { item: number });
         };
         if expected_cost.is_some_and(|cost| cost != row.item.cost) {
@@ -291,7 +294,6 @@ impl<'a> Group<'a> {
         row.item.stock = stock;
         row.sold =
             row.sold.checked_add(quantity).ok_or_else(|| nonsense("too many copies sold"))?;
-        *changed = true;
         let order = Order {
             order_number,
             item_number: number,
@@ -300,6 +302,7 @@ impl<'a> Group<'a> {
             cost: row.item.cost,
             stock,
         };
+        self.changed.insert(number);
         let key = match planted!(KeyNotStored) {
             true => OrderRow::no_key(order_number)?,
             false => key.clone(),
@@ -324,8 +327,9 @@ impl<'a> Group<'a> {
         if !change(&mut touched.row)? {
             return Ok(Outcome::OutOfStock);
         }
-        touched.changed = true;
-        Ok(Outcome::Updated { item: touched.row.item.clone(), replayed: false })
+        let item = touched.row.item.clone();
+        self.changed.insert(number);
+        Ok(Outcome::Updated { item, replayed: false })
     }
 
     fn add_items(
@@ -395,7 +399,7 @@ impl<'a> Group<'a> {
             btree_map::Entry::Vacant(entry) => match ItemRow::find_number(self.db, number)? {
                 Some(row) if hiding(self.db, row.import)?.is_none() => {
                     let stored_hash = row.hash();
-                    Ok(Some(entry.insert(Touched { row, stored_hash, changed: false })))
+                    Ok(Some(entry.insert(Touched { row, stored_hash })))
                 }
                 _ => Ok(None),
             },
