@@ -7,10 +7,13 @@
 use std::{io, time::Duration};
 
 use clap::ValueEnum;
-use pygmy_protocol::{Env, env::Random};
+use http::Method;
+use pygmy_client::{Call, Upstream};
+use pygmy_protocol::{Env, RequestContext, env::Random};
 
 use crate::{
     cluster::{Cluster, Crash},
+    load::ITEMS,
     losses::Lost,
     rng::Rng,
     trace::note,
@@ -24,6 +27,9 @@ pub(crate) enum Fault {
     Kill,
     /// kill -9 of the replica that leads.
     KillLeader,
+    /// Front ends lose the leader, then it is killed, and what they were answered meanwhile by
+    /// another replica arrives when a third leads, which lags.
+    LateAnswers,
     /// The power of one machine fails.
     PowerLoss,
     /// The power of all machines fails, in the middle of what their disks write.
@@ -70,7 +76,10 @@ impl Fault {
             Scenario::All => true,
             Scenario::Calm => false,
             Scenario::Crashes => {
-                matches!(self, Kill | KillLeader | PowerLoss | PowerLossOfAll | DieWriting)
+                matches!(
+                    self,
+                    Kill | KillLeader | LateAnswers | PowerLoss | PowerLossOfAll | DieWriting
+                )
             }
             Scenario::Network => {
                 matches!(self, Isolate | Split | CutPair | CutOneWay | Flap | Break | Stall | Slow)
@@ -127,6 +136,8 @@ pub(crate) struct Faults {
 /// A replica that dies while it writes has this many calls to its disk left, at most: those of
 /// two or three batches.
 const CALLS_LEFT_MAX: u64 = 10;
+/// For a lookup that nobody waits for.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most faults of a run.
 const FAULTS_MAX: u64 = 40;
 
@@ -193,6 +204,11 @@ impl Faults {
             Fault::KillLeader => {
                 self.crash(cluster, leader.unwrap_or(one), Crash::Process).await?;
             }
+            Fault::LateAnswers => {
+                let leader = leader.unwrap_or(one);
+                self.hold_answers(cluster, leader).await;
+                self.crash(cluster, leader, Crash::Process).await?;
+            }
             Fault::PowerLoss => self.crash(cluster, one, Crash::Power).await?,
             Fault::PowerLossOfAll => self.lose_all_power(cluster).await?,
             Fault::DieWriting => {
@@ -250,6 +266,51 @@ impl Faults {
             }
         }
         Ok(())
+    }
+
+    /// Nobody but the replicas reaches `leader`. One of the others is ahead of the rest, and what it
+    /// answers is late, for longer than an election takes.
+    async fn hold_answers(&self, cluster: &mut Cluster, leader: usize) {
+        let mut replicas = cluster.replicas();
+        let others: Vec<_> =
+            (0..cluster.machines.len()).filter(|m| !replicas.contains(m)).collect();
+        replicas.retain(|replica| *replica != leader);
+        let ahead = *self.rng.pick(&replicas);
+        for lags in replicas.into_iter().filter(|replica| *replica != ahead) {
+            let how_long = Duration::from_millis(self.rng.between(2_000, 6_000));
+            cluster.slow_apply(lags, 3_000_000, how_long);
+        }
+        for other in &others {
+            let (a, b) = (cluster.machines[leader].address, cluster.machines[*other].address);
+            cluster.wires.cut_pair(a, b);
+            cluster.wires.break_between(a, b);
+        }
+        // Most leases run out meanwhile.
+        self.env.sleep(Duration::from_millis(self.rng.between(500, 3_500))).await;
+        let how_long = Duration::from_millis(self.rng.between(500, 2_000));
+        for other in &others {
+            let (a, b) = (cluster.machines[ahead].address, cluster.machines[*other].address);
+            cluster.wires.stall(a, b, how_long);
+        }
+        self.ask_for_all(cluster);
+        self.env.sleep(Duration::from_millis(self.rng.below(300))).await;
+    }
+
+    /// Looks every item up at every front end. Nobody waits for the answers, but caches fill up.
+    fn ask_for_all(&self, cluster: &Cluster) {
+        for url in cluster.public_urls() {
+            for (item, ..) in ITEMS {
+                let env = self.env.clone();
+                let url = url.clone();
+                self.env.spawn(async move {
+                    let context = RequestContext::fresh(&env, LOOKUP_TIMEOUT);
+                    let call = Call::new(Method::GET, format!("/lookup/{item}"), context);
+                    if let Ok(front_end) = Upstream::remote(&env, &url) {
+                        let _ = front_end.send(&call, LOOKUP_TIMEOUT).await;
+                    }
+                });
+            }
+        }
     }
 
     fn any(&self, cluster: &Cluster) -> usize {
