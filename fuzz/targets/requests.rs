@@ -46,10 +46,11 @@ impl Servers {
         let (stopper, stopped) = shutdown();
         // Whatever is passed on is answered.
         let place = LocalPlace::default();
-        place.fill(Router::new().fallback(|| async {
+        let answering = Router::new().fallback(|| async {
             let item = r#"{"itemNumber":1,"title":"t","topic":"a","stock":1,"cost":1}"#;
             (StatusCode::OK, item).into_response()
-        }));
+        });
+        place.fill(answering, None);
         let config = || server(&env, &place);
         let doors = runtime.block_on(env.enter(async {
             let frontend = pygmy_frontend::Config {
