@@ -62,7 +62,12 @@ use pygmy_protocol::{
     registration::Role,
 };
 
-use crate::{forward::Forwarder, probe::Prober, registry::Registry, routes::Routes};
+use crate::{
+    forward::Forwarder,
+    probe::Prober,
+    registry::Registry,
+    routes::{Routes, Ways},
+};
 
 /// Configuration of one balancer.
 pub struct Config {
@@ -114,11 +119,15 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
     let metrics = server.metrics.clone();
     let probes = server.probes(Role::Balancer, &readiness);
     let watched = watcher.clone().map(watch::routes).unwrap_or_default();
-    let ways = routes::Ways::new(&server.metrics);
-    let env_of_routes = env.clone();
-    let routes =
-        Routes { env: env_of_routes, server, readiness, registry, forwarder, watcher, ways };
-    let routes = Arc::new(routes);
+    let routes = Arc::new(Routes {
+        env: env.clone(),
+        ways: Ways::new(&server.metrics),
+        server,
+        readiness,
+        registry,
+        forwarder,
+        watcher,
+    });
     let router = routes::router(Arc::clone(&routes)).merge(watched);
     let router = wrap(internal(router, &secret), env, &limits, &probes);
     Ok(Tier { router, direct: Some(routes), metrics, tasks, background: Vec::new() })
