@@ -1,7 +1,7 @@
 //! The load balancer tier: knows which servers live, and passes requests on to them.
 //!
-//! A forwarded request comes in through `routes`, which knows from the first segment of its
-//! path whether order or catalog servers take it. `forward` gives a change without an
+//! A forwarded request comes in through `routes`, over a socket or directly from a tier of this
+//! process; the first segment of its path says whether order or catalog servers take it. `forward` gives a change without an
 //! Idempotency-Key one, then makes attempts: it asks the `registry` for the servers of the role
 //! that are fit for traffic, `pick` chooses one of them (the one in this process; for a write
 //! the leader; else in turns or the least loaded), and the request goes there for at most

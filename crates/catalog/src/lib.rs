@@ -1,6 +1,7 @@
 //! The catalog tier: items, stock and orders, replicated.
 //!
-//! A changing request enters through [`routes`] and waits in the queue of [`propose`]. Whatever
+//! A changing request enters through [`routes`], over a socket or directly from a balancer of this
+//! process, and waits in the queue of [`propose`]. Whatever
 //! waits goes together: on the leader as one entry of the Raft log ([`log`], fsynced before it
 //! counts), on a follower as one message to the leader ([`peer`]). A majority has it; every
 //! replica applies it to SQLite ([`state`]); the leader's gate ([`release`]) sends what changed to

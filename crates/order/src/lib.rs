@@ -1,7 +1,7 @@
 //! The order tier: takes a buy, checks it, and has the catalog make it.
 //!
-//! `POST /buy/{itemNumber}` arrives in `routes`, which gives it an Idempotency-Key if it has
-//! none. `purchase` checks item number and body, makes a `Purchase` of them and sends it as
+//! `POST /buy/{itemNumber}` arrives in `routes`, over a socket or directly from a balancer of this
+//! process, and is given an Idempotency-Key if it has none. `purchase` checks item number and body, makes a `Purchase` of them and sends it as
 //! `POST /purchases`, with the key, to any balancer, which passes it to the catalog. The answer
 //! goes back as it came. `GET /orders/{orderNumber}` becomes `GET /purchases/{orderNumber}` in
 //! the same way.

@@ -140,6 +140,10 @@ impl Route {
         InFlight { route: self, answered: false }
     }
 
+    fn was_asked(&self) -> bool {
+        self.in_flight.load(Relaxed) > 0 || self.ended.iter().any(|ended| ended.load(Relaxed) > 0)
+    }
+
     fn labels(&self) -> [(&'static str, &str); 2] {
         [("tier", self.tier), ("route", &self.template)]
     }
@@ -166,7 +170,9 @@ impl Drop for InFlight<'_> {
 
 impl Collector for Routes {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let routes = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let routes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // A [`Measure`] is there before anybody calls.
+        let routes: Vec<_> = routes.iter().filter(|route| route.was_asked()).cloned().collect();
         // Here, other than in `Metrics::register`, nobody adds the full stop.
         let help = "Requests that have ended, by the status of the answer.";
         let mut family =
