@@ -268,8 +268,13 @@ impl Cluster {
 
     /// The machines with a replica of the catalog.
     pub(crate) fn replicas(&self) -> Vec<usize> {
-        let has_one = |index: &usize| matches!(self.machines[*index].role, "catalog" | "all");
-        (0..self.machines.len()).filter(has_one).collect()
+        self.machines_with("catalog")
+    }
+
+    /// The machines that have a tier.
+    pub(crate) fn machines_with(&self, tier: &str) -> Vec<usize> {
+        let has_it = |index: &usize| [tier, "all"].contains(&self.machines[*index].role);
+        (0..self.machines.len()).filter(has_it).collect()
     }
 
     /// Ends the server of a machine, if there is one.

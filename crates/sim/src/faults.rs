@@ -30,12 +30,18 @@ pub(crate) enum Fault {
     /// Front ends lose the leader, then it is killed, and what they were answered meanwhile by
     /// another replica arrives when a third leads, which lags.
     LateAnswers,
+    /// What the leader tells one front end, its leases too, is late by less than what would make
+    /// that ask again; then the two are cut off from one another.
+    LateGrants,
     /// The power of one machine fails.
     PowerLoss,
     /// The power of all machines fails, in the middle of what their disks write.
     PowerLossOfAll,
     /// A replica dies between two calls to its disk: after a write, before its fsync.
     DieWriting,
+    /// A follower that has what others do not have yet loses its power while it writes; the leader
+    /// dies with it, and those go on without it.
+    LastCopy,
     /// SIGSTOP, and SIGCONT later.
     Pause,
     /// One machine is cut off in both directions.
@@ -78,11 +84,27 @@ impl Fault {
             Scenario::Crashes => {
                 matches!(
                     self,
-                    Kill | KillLeader | LateAnswers | PowerLoss | PowerLossOfAll | DieWriting
+                    Kill | KillLeader
+                        | LateAnswers
+                        | PowerLoss
+                        | PowerLossOfAll
+                        | DieWriting
+                        | LastCopy
                 )
             }
             Scenario::Network => {
-                matches!(self, Isolate | Split | CutPair | CutOneWay | Flap | Break | Stall | Slow)
+                matches!(
+                    self,
+                    LateGrants
+                        | Isolate
+                        | Split
+                        | CutPair
+                        | CutOneWay
+                        | Flap
+                        | Break
+                        | Stall
+                        | Slow
+                )
             }
             Scenario::Disks => {
                 matches!(
@@ -209,12 +231,14 @@ impl Faults {
                 self.hold_answers(cluster, leader).await;
                 self.crash(cluster, leader, Crash::Process).await?;
             }
+            Fault::LateGrants => self.hold_grants(cluster, leader.unwrap_or(one)).await,
             Fault::PowerLoss => self.crash(cluster, one, Crash::Power).await?,
             Fault::PowerLossOfAll => self.lose_all_power(cluster).await?,
             Fault::DieWriting => {
                 let replica = *self.rng.pick(&cluster.replicas());
                 cluster.die_after(replica, self.rng.below(CALLS_LEFT_MAX));
             }
+            Fault::LastCopy => self.lose_copies(cluster, leader).await?,
             Fault::Pause => {
                 cluster.pause(one, true);
                 self.paused.push(one);
@@ -296,6 +320,25 @@ impl Faults {
         self.env.sleep(Duration::from_millis(self.rng.below(300))).await;
     }
 
+    /// One front end asks `leader` for its lease, and is told late; then it hears nothing more.
+    async fn hold_grants(&self, cluster: &mut Cluster, leader: usize) {
+        let mut front_ends = cluster.machines_with("frontend");
+        front_ends.retain(|machine| *machine != leader);
+        if front_ends.is_empty() {
+            return;
+        }
+        let front_end = cluster.machines[*self.rng.pick(&front_ends)].address;
+        let leader = cluster.machines[leader].address;
+        self.ask_for_all(cluster);
+        self.env.sleep(Duration::from_millis(self.rng.below(50))).await;
+        let how_long =
+            Duration::from_millis(self.rng.between(20, *self.rng.pick(&[150, 400, 900])));
+        cluster.wires.stall(leader, front_end, how_long);
+        // What was late is taken and acknowledged.
+        self.env.sleep(how_long + Duration::from_millis(self.rng.between(1, 10))).await;
+        cluster.wires.cut_pair(leader, front_end);
+    }
+
     /// Looks every item up at every front end. Nobody waits for the answers, but caches fill up.
     fn ask_for_all(&self, cluster: &Cluster) {
         for url in cluster.public_urls() {
@@ -346,6 +389,48 @@ impl Faults {
             self.paused.retain(|paused| *paused != index);
             restart(cluster, index).await?;
         }
+        Ok(())
+    }
+
+    /// The leader commits with the fewest followers that it needs. One of them loses its power
+    /// between two calls to its disk, the leader and the other ones die, and those are left that
+    /// know least.
+    async fn lose_copies(
+        &mut self,
+        cluster: &mut Cluster,
+        leader: Option<usize>,
+    ) -> io::Result<()> {
+        let mut replicas = cluster.replicas();
+        let needed = replicas.len() / 2;
+        let leader = leader.unwrap_or(replicas[0]);
+        replicas.retain(|replica| *replica != leader);
+        let mut needed: Vec<_> = (0..needed)
+            .map(|_| replicas.swap_remove(self.rng.below(replicas.len() as u64) as usize))
+            .collect();
+        let address = |cluster: &Cluster, machine: usize| cluster.machines[machine].address;
+        for lags in &replicas {
+            cluster.wires.cut_pair(address(cluster, leader), address(cluster, *lags));
+        }
+        self.env.sleep(Duration::from_millis(self.rng.below(150))).await;
+        let torn = needed.swap_remove(0);
+        cluster.die_after(torn, self.rng.below(CALLS_LEFT_MAX));
+        // Soon enough, before the others elect somebody else.
+        for _ in 0..100 {
+            if cluster.has_died(torn) {
+                break;
+            }
+            self.env.sleep(Duration::from_millis(2)).await;
+        }
+        self.crash(cluster, torn, Crash::Power).await?;
+        for ends in needed.into_iter().chain([leader]) {
+            self.crash(cluster, ends, Crash::Process).await?;
+        }
+        for lags in replicas {
+            cluster.wires.mend_pair(address(cluster, leader), address(cluster, lags));
+        }
+        restart(cluster, torn).await?;
+        // They elect a leader, and it takes requests.
+        self.env.sleep(Duration::from_millis(self.rng.between(500, 3_000))).await;
         Ok(())
     }
 

@@ -76,6 +76,14 @@ impl Wires {
         self.lock().cut.extend([(a, b), (b, a)]);
     }
 
+    /// Lets both directions through again.
+    pub(crate) fn mend_pair(&self, a: IpAddr, b: IpAddr) {
+        let mut inner = self.lock();
+        [(a, b), (b, a)].iter().for_each(|link| {
+            inner.cut.remove(link);
+        });
+    }
+
     /// Cuts one direction and lets it go again and again, each for `period`.
     pub(crate) fn flap(&self, from: IpAddr, to: IpAddr, period: Duration) {
         self.lock().flapping.insert((from, to), period);

@@ -90,6 +90,8 @@ impl FakeDisk {
         let mut dice = Dice(seed);
         // From nothing lost to everything lost: both ends are worth their own share.
         let kept_percent = [0, 100, 10, 50, 90][dice.below(5)];
+        // Chance alone seldom tears what was written last, which is what a log must expect.
+        let tears_last = dice.percent(30);
         for change in mem::take(&mut disk.unsynced_names) {
             if dice.percent(kept_percent) {
                 change.apply(&mut disk.durable_names);
@@ -97,7 +99,11 @@ impl FakeDisk {
         }
         disk.names = disk.durable_names.clone();
         for inode in &mut disk.inodes {
-            inode.lose_power(&mut dice, kept_percent);
+            if tears_last {
+                inode.tear_last(&mut dice);
+            } else {
+                inode.lose_power(&mut dice, kept_percent);
+            }
         }
         disk.new_life();
     }
@@ -270,6 +276,18 @@ impl Inode {
     fn change(&mut self, change: Change) {
         change.apply(&mut self.seen);
         self.unsynced.push(change);
+    }
+
+    /// All but the end of the last write is on the platter.
+    fn tear_last(&mut self, dice: &mut Dice) {
+        let mut unsynced = mem::take(&mut self.unsynced);
+        if let Some(Change::Write { bytes, .. }) = unsynced.last_mut() {
+            // Mostly near its beginning: the rest may be padding.
+            let end = dice.below(bytes.len() + 1);
+            bytes.truncate(dice.below(end + 1));
+        }
+        unsynced.iter().for_each(|change| change.apply(&mut self.durable));
+        self.seen = self.durable.clone();
     }
 
     fn lose_power(&mut self, dice: &mut Dice, kept_percent: u64) {
