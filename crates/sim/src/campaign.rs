@@ -61,7 +61,8 @@ impl Campaign {
                 let report = run(plan, scratch);
                 let done = 1 + runs.fetch_add(1, Ordering::Relaxed);
                 requests.fetch_add(report.requests as u64, Ordering::Relaxed);
-                if report.failure.is_some() {
+                if let Some(why) = &report.failure {
+                    self.tell_at_once(seed, why);
                     failed().push(report);
                 }
                 self.progress(done, failed().len(), begun.elapsed());
@@ -82,6 +83,17 @@ impl Campaign {
             failures: failures.into_inner().unwrap_or_else(PoisonError::into_inner),
             took: begun.elapsed(),
         }
+    }
+
+    /// A campaign may run for hours, and be ended before it tells the whole.
+    fn tell_at_once(&self, seed: u64, why: &str) {
+        if self.quiet {
+            return;
+        }
+        if std::io::stderr().is_terminal() {
+            eprintln!();
+        }
+        eprintln!("seed {seed} failed: {}", why.lines().next().unwrap_or_default());
     }
 
     fn progress(&self, done: u64, failures: usize, took: Duration) {
