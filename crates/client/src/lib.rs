@@ -11,9 +11,9 @@
 //! start those again that are lost.
 //!
 //! Customers use the store through a [`store::Store`], its operator through an
-//! [`operator::Operator`], who changes the catalog's membership through [`members::Members`]; the client process of the reference design ([`process`]) and its test
-//! cases ([`cases`]) are made of these two. The load generator ([`mod@bench`]) has connections of
-//! its own, which cost less.
+//! [`operator::Operator`], who changes the catalog's membership through [`members::Members`]; the
+//! client process of the reference design ([`process`]) and its test cases ([`cases`]) are made of
+//! the first two. The load generator ([`mod@bench`]) has connections of its own, which cost less.
 
 mod attempts;
 mod balancers;
@@ -34,6 +34,9 @@ pub mod cases;
 pub mod process;
 
 pub mod bench;
+
+#[cfg(test)]
+mod testing;
 
 pub use attempts::{Attempts, call_any};
 pub use balancers::Balancers;

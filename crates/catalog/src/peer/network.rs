@@ -206,11 +206,15 @@ impl PeerClient {
         let unreadable =
             |e: StateError| RpcError::from(LinkError::NotSent(format!("the snapshot: {e}")));
         let file = snapshot.snapshot;
-        self.check(&file).await.map_err(unreadable)?;
         let bytes = file.len().map_err(unreadable)?;
-        tracing::info!(meta = %snapshot.meta, bytes, "sending a snapshot");
+        let last = snapshot.meta.last_log_id;
         let begin = Message::SnapshotBegin { vote, meta: Box::new(snapshot.meta), bytes };
+        // Before the whole file is read: Raft comes back every half second for as long as a replica
+        // is away.
         self.expect_taken(begin).await?;
+        self.check(&file).await.map_err(unreadable)?;
+        let url = self.link.url();
+        tracing::info!(to = url, last = last.map(|id| id.index), bytes, "sending a snapshot");
         let mut offset = 0;
         while offset < bytes {
             let mut chunk = vec![0; CHUNK_BYTES.min((bytes - offset) as usize)];

@@ -219,7 +219,7 @@ impl Alarm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::testing::{answer, environment};
+    use crate::testing::{answer, environment};
 
     async fn asked(answer: String) -> (Result<Reply, Broken>, bool) {
         let env = environment(move |_, _| (Duration::ZERO, answer.clone()));

@@ -27,8 +27,6 @@ mod worker;
 mod workload;
 
 #[cfg(test)]
-mod testing;
-#[cfg(test)]
 mod tests;
 
 use std::{

@@ -9,10 +9,8 @@ use std::{
 use pygmy_protocol::{Env, Problem, env::Instant};
 use tokio::sync::mpsc;
 
-use super::{
-    testing::{Asked, answer, environment},
-    *,
-};
+use super::*;
+use crate::testing::{Asked, answer, environment};
 
 struct Run {
     mix: &'static str,

@@ -19,7 +19,7 @@ use http::StatusCode;
 use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use pygmy_protocol::{
     Env,
-    env::{BoxFuture, Clock, Connection, Ended, Instant, Listener, Network, Processes},
+    env::{BoxFuture, Connection, Ended, Listener, Network, Processes},
     http::{PROCESS, Secret, Stopper, shutdown},
     metrics::Metrics,
     registration::Role,
@@ -27,6 +27,7 @@ use pygmy_protocol::{
 };
 
 use super::{Config, Process, Settings, Watcher, leave, routes};
+use crate::testing::PausedClock;
 
 /// How a process is.
 #[derive(Clone)]
@@ -143,25 +144,6 @@ impl Processes for Host {
     }
 }
 
-/// The time of a paused runtime since its beginning.
-#[derive(Clone, Copy)]
-struct PausedClock(tokio::time::Instant);
-
-impl Clock for PausedClock {
-    fn now(&self) -> Instant {
-        Instant::from_origin(self.0.elapsed())
-    }
-
-    fn wall_ms(&self) -> u64 {
-        1_000_000 + self.0.elapsed().as_millis() as u64
-    }
-
-    #[allow(clippy::disallowed_methods, reason = "a paused runtime leaps over it")]
-    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
-        Box::pin(tokio::time::sleep(duration))
-    }
-}
-
 /// A cluster of processes, all alive, whose watchers run.
 struct Cluster {
     world: Shared,
@@ -173,9 +155,7 @@ struct Cluster {
 
 impl Cluster {
     fn new(servers: &[(&str, Role)]) -> Cluster {
-        #[allow(clippy::disallowed_methods, reason = "of the paused runtime")]
-        let clock = PausedClock(tokio::time::Instant::now());
-        let world = Shared(Arc::default(), clock);
+        let world = Shared(Arc::default(), PausedClock::new());
         let processes: Vec<_> = servers.iter().map(|(name, role)| process(name, *role)).collect();
         for process in &processes {
             world.set(&process.name, Condition::Alive("first".to_owned()));

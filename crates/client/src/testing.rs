@@ -1,4 +1,4 @@
-//! A store that is nothing but its answers, in virtual time.
+//! Servers that are nothing but their answers, in virtual time.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -10,32 +10,42 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 /// What a server does about a request: how long it takes, and which bytes it answers with; none
 /// to close the connection.
-pub(super) type Behaviour = dyn Fn(&Env, &Asked) -> (Duration, String) + Send + Sync;
+pub(crate) type Behaviour = dyn Fn(&Env, &Asked) -> (Duration, String) + Send + Sync;
 
 /// What a server was asked.
-pub(super) struct Asked {
-    pub(super) authority: String,
-    pub(super) request: String,
+pub(crate) struct Asked {
+    pub(crate) authority: String,
+    /// The head of the request; what its body says matters to none of these servers.
+    pub(crate) request: String,
 }
 
 /// An environment of tokio's paused clock and of servers that are reached under any name but
 /// `nobody:80`.
-pub(super) fn environment(
+pub(crate) fn environment(
     behaviour: impl Fn(&Env, &Asked) -> (Duration, String) + Send + Sync + 'static,
 ) -> Env {
-    let clock = Arc::new(PausedClock(tokio::time::Instant::now()));
+    let clock = Arc::new(PausedClock::new());
     let env = Env { clock, ..Env::production() };
     let network = FakeNetwork { env: env.clone(), behaviour: Arc::new(behaviour) };
     Env { network: Arc::new(network), ..env }
 }
 
 /// An answer as the store writes it.
-pub(super) fn answer(status: u16, body: &str) -> String {
+pub(crate) fn answer(status: u16, body: &str) -> String {
     let length = body.len();
     format!("HTTP/1.1 {status} X\r\nContent-Length: {length}\r\n\r\n{body}")
 }
 
-struct PausedClock(tokio::time::Instant);
+/// The time of a paused runtime since this clock was made, and a while that was before.
+#[derive(Clone, Copy)]
+pub(crate) struct PausedClock(tokio::time::Instant);
+
+impl PausedClock {
+    #[allow(clippy::disallowed_methods, reason = "of the paused runtime")]
+    pub(crate) fn new() -> PausedClock {
+        PausedClock(tokio::time::Instant::now())
+    }
+}
 
 impl Clock for PausedClock {
     fn now(&self) -> Instant {
@@ -43,10 +53,10 @@ impl Clock for PausedClock {
     }
 
     fn wall_ms(&self) -> u64 {
-        0
+        1_000_000 + self.0.elapsed().as_millis() as u64
     }
 
-    #[allow(clippy::disallowed_methods, reason = "this is the clock")]
+    #[allow(clippy::disallowed_methods, reason = "a paused runtime leaps over it")]
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
         Box::pin(tokio::time::sleep(duration))
     }
@@ -83,6 +93,9 @@ async fn serve(env: &Env, authority: String, mut stream: DuplexStream, behaviour
         if !asked.request.ends_with("\r\n\r\n") {
             continue;
         }
+        if stream.read_exact(&mut vec![0; body_bytes(&asked.request)]).await.is_err() {
+            return;
+        }
         let (after, answer) = behaviour(env, &asked);
         env.sleep(after).await;
         asked.request.clear();
@@ -90,4 +103,10 @@ async fn serve(env: &Env, authority: String, mut stream: DuplexStream, behaviour
             return;
         }
     }
+}
+
+fn body_bytes(head: &str) -> usize {
+    let length =
+        |line: &str| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok();
+    head.lines().find_map(length).unwrap_or(0)
 }
