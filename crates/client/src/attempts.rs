@@ -7,8 +7,9 @@ use crate::{Answer, Call, Failure, Upstream};
 
 /// What several attempts at one call add up to.
 ///
-/// Once an attempt may have had its effect, a refusal of a later one proves nothing: the earlier
-/// one may still be under way and be done after it. Only a success is final then.
+/// Once an attempt may have had its effect, a refusal of a later one proves nothing, whatever its
+/// reason: the earlier one may still be under way and be done after it. Final are then only a success,
+/// and the store's word that the key belongs to another request.
 #[derive(Debug, Default)]
 pub struct Attempts {
     maybe_done: bool,
@@ -48,8 +49,11 @@ impl Attempts {
                     self.maybe_done |= !call.is_read();
                     self.reason = Some(format!("the answer was {status}"));
                 }
-                StatusCode::CONFLICT | StatusCode::NOT_FOUND
-                    if self.maybe_done && !planted!(RefusalAfterUnknown) =>
+                status
+                    if self.maybe_done
+                        && !status.is_success()
+                        && status != StatusCode::UNPROCESSABLE_ENTITY
+                        && !planted!(RefusalAfterUnknown) =>
                 {
                     return Some(self.unknown());
                 }
@@ -118,11 +122,28 @@ mod tests {
     #[test]
     fn a_refusal_after_an_unanswered_attempt_is_unknown() {
         let call = buy(&Env::production());
-        let mut attempts = Attempts::new();
-        assert!(attempts.judge(&call, unanswered()).is_none());
-        let refusal = Answer::from(Problem::out_of_stock());
-        let verdict = attempts.judge(&call, Ok(refusal)).unwrap();
-        assert_eq!(verdict.problem().code, Code::OutcomeUnknown);
+        // Also those that depend on the server that was asked: its secret, its limits.
+        for (refusal, verdict) in [
+            (Code::OutOfStock, Code::OutcomeUnknown),
+            (Code::UnknownItem, Code::OutcomeUnknown),
+            (Code::SecretRequired, Code::OutcomeUnknown),
+            (Code::BodyTooLarge, Code::OutcomeUnknown),
+            (Code::BadValue, Code::OutcomeUnknown),
+            (Code::IdempotencyKeyReused, Code::IdempotencyKeyReused),
+        ] {
+            let mut attempts = Attempts::new();
+            assert!(attempts.judge(&call, unanswered()).is_none());
+            let answer = Answer::from(Problem::new(refusal, "no"));
+            assert_eq!(attempts.judge(&call, Ok(answer)).unwrap().problem().code, verdict);
+        }
+    }
+
+    #[test]
+    fn a_refusal_of_the_first_attempt_is_final() {
+        let call = buy(&Env::production());
+        let refusal = Answer::from(Problem::new(Code::SecretRequired, "no"));
+        let verdict = Attempts::new().judge(&call, Ok(refusal)).unwrap();
+        assert_eq!(verdict.problem().code, Code::SecretRequired);
     }
 
     #[test]

@@ -27,6 +27,9 @@ pub(crate) fn start(format: LogFormat) -> anyhow::Result<()> {
         _ => EnvFilter::new(DEFAULT),
     };
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // A line that cannot be written, on a full disk or to a reader that is gone, is lost. To say so on
+    // stderr, as the library would, would fail as well, and with a panic.
+    let subscriber = subscriber.log_internal_errors(false);
     match format {
         LogFormat::Text => subscriber.with_ansi(Style::of_stderr().colours).init(),
         LogFormat::Json => subscriber.json().flatten_event(true).init(),
