@@ -11,30 +11,39 @@ use crate::replica::Shared;
 
 /// How often the size of the log is looked at.
 const CHECK: Duration = Duration::from_millis(500);
+/// After a request for a snapshot the next one comes no sooner. One that is being taken already goes
+/// on; one that was given up, because the disk has too little room, is tried again.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Asks for snapshots until shutdown.
 pub(crate) async fn compact_log(shared: Arc<Shared>, mut shutdown: Shutdown) -> Result<(), Fatal> {
     // What was written before the start counts from where the newest snapshot ends, by entries;
     // its bytes are not known any more.
+    let mut newest = shared.reader.status().snapshot_index;
     let mut bytes_then = bytes_written(&shared);
-    let mut asked_at = shared.reader.status().snapshot_index;
+    let mut bytes_asked = bytes_then;
+    let mut not_before = shared.env.now();
     loop {
         tokio::select! {
             biased;
             () = shutdown.stopped() => return Ok(()),
             () = shared.env.sleep(CHECK) => {}
         }
-        let applied = shared.reader.status().applied.map_or(0, |id| id.index);
+        let status = shared.reader.status();
+        if status.snapshot_index > newest {
+            (newest, bytes_then) = (status.snapshot_index, bytes_asked);
+        }
         let bytes = bytes_written(&shared).saturating_sub(bytes_then);
-        let entries = applied.saturating_sub(asked_at);
-        if bytes < shared.settings.snapshot_log_bytes
-            && entries < shared.settings.snapshot_log_entries
-        {
+        let entries = status.applied.map_or(0, |id| id.index).saturating_sub(newest);
+        let settings = &shared.settings;
+        let is_due =
+            bytes >= settings.snapshot_log_bytes || entries >= settings.snapshot_log_entries;
+        if !is_due || shared.env.now() < not_before {
             continue;
         }
         tracing::info!(bytes, entries, "taking a snapshot");
-        bytes_then = bytes_written(&shared);
-        asked_at = applied;
+        bytes_asked = bytes_written(&shared);
+        not_before = shared.env.now() + ASK_AGAIN;
         if let Err(error) = shared.raft.trigger().snapshot().await {
             return Err(Fatal(format!("a snapshot cannot be taken: {error}")));
         }

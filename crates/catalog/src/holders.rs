@@ -39,11 +39,16 @@ pub(crate) async fn remove_lapsed(
             () = shutdown.stopped() => return Ok(()),
             () = shared.env.sleep(shared.lease) => {}
         }
+        if shared.room.check().is_err() {
+            // What cannot be proposed is not decided either: a front end that comes back until there
+            // is room again gets its session.
+            continue;
+        }
         let Some((term, nonces)) = shared.gate.lapsed() else { continue };
         for nonce in nonces {
             match change(&shared, Command::RemoveHolder { nonce, term }).await {
                 Ok(_) => tracing::info!(term, "a front end that has gone is waited for no more"),
-                // The next leader sees to it.
+                // It is named again, as long as this replica leads; then the next leader sees to it.
                 Err(why) => tracing::debug!(why, "a front end that has gone is not taken out"),
             }
         }

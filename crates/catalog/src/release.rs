@@ -37,6 +37,7 @@ use std::{
 
 use pygmy_protocol::{
     env::{Env, Instant},
+    invalidation::lease_of,
     planted,
 };
 use tokio::sync::watch;
@@ -51,11 +52,27 @@ use crate::{
 
 /// The clock of a front end may run slower than ours by this factor: one per cent.
 const CLOCK_DRIFT_PER_MILLE: u32 = 10;
+
+/// How long leases last by our clock.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Leases {
+    /// Those of a process that does not say: as long as is configured here.
+    own: Duration,
+}
+
+impl Leases {
+    /// Those of the process with that nonce, counted from when it asked.
+    fn of(self, nonce: u128) -> Duration {
+        let said = lease_of(nonce).filter(|_| !planted!(LeaseOfLeader));
+        let lease = said.unwrap_or(self.own);
+        lease + lease * CLOCK_DRIFT_PER_MILLE / 1000
+    }
+}
+
 /// Whether this replica may answer, and what waits for that.
 pub(crate) struct Gate {
     env: Env,
-    /// How long a lease may last by our clock, counted from when its request came.
-    lease: Duration,
+    leases: Leases,
     /// Whether answers wait for the front ends.
     waits: bool,
     state: Mutex<State>,
@@ -99,12 +116,12 @@ pub(crate) enum NotReleased {
 }
 
 impl Gate {
-    /// A gate of a replica that does not lead yet. Front ends may serve for `lease` by their own
-    /// clocks.
+    /// A gate of a replica that does not lead yet. Front ends that say nothing else may serve for
+    /// `lease` by their own clocks.
     pub(crate) fn new(env: &Env, lease: Duration, waits: bool) -> Gate {
         Gate {
             env: env.clone(),
-            lease: lease + lease * CLOCK_DRIFT_PER_MILLE / 1000,
+            leases: Leases { own: lease },
             waits,
             state: Mutex::default(),
             progress: watch::Sender::default(),
@@ -155,7 +172,7 @@ impl Gate {
         match &mut state.leading {
             Some(leading) if leading.term == term => leading.has_quorum = has_quorum,
             leading => {
-                *leading = Some(Leading::new(term, has_quorum, self.env.now()));
+                *leading = Some(Leading::new(term, has_quorum, self.leases, self.env.now()));
                 state.led = term;
             }
         }
@@ -193,7 +210,7 @@ impl Gate {
         let sure = |leading: &&mut Leading| leading.established && leading.has_quorum;
         let leading = state.leading.as_mut().filter(sure).ok_or(NoSession::NotLeader)?;
         let name = name.ok_or(NoSession::NotRegistered)?;
-        let opened = leading.open_session(nonce, name, number, base, now)?;
+        let opened = leading.open_session(nonce, &name, number, base, now)?;
         self.settle(state);
         Ok(opened)
     }
@@ -256,12 +273,12 @@ impl Gate {
     }
 
     /// Holders that have had neither a session nor a lease for a while, by our clock and in this
-    /// term. From now on they get none here.
+    /// term. From now on they get none here, and are named again until they are taken out.
     pub(crate) fn lapsed(&self) -> Option<(u64, Vec<u128>)> {
         let mut state = self.lock();
         let (now, registered) = (self.env.now(), Arc::clone(&state.registered));
         let leading = state.leading.as_mut().filter(|leading| leading.established)?;
-        let nonces = leading.lapsed(&registered, now, self.lease);
+        let nonces = leading.lapsed(&registered, now);
         (!nonces.is_empty()).then_some((leading.term, nonces))
     }
 
@@ -270,7 +287,7 @@ impl Gate {
         let now = self.env.now();
         let mut state = self.lock();
         let holder = state.leading.as_mut().and_then(|leading| leading.holder_of(session));
-        holder.is_some_and(|holder| holder.is_late(now, self.lease))
+        holder.is_some_and(|holder| holder.is_late(now))
     }
 
     /// Names of the front ends that listen.
@@ -353,19 +370,19 @@ impl Gate {
             if !leading.established
                 && (*applied_term == leading.term || planted!(NewLeaderNoOwnEntry))
             {
-                leading.establish(registered, self.lease);
+                leading.establish(registered);
             }
             if leading.established {
                 let now = self.env.now();
-                let held = self.waits.then(|| leading.held_back(now, self.lease)).flatten();
+                let held = self.waits.then(|| leading.held_back(now)).flatten();
                 *released = (*released).max(held.unwrap_or(*applied));
                 if planted!(ReleaseBeforeAcknowledged) {
                     *released = *applied;
                 }
                 leading.tell_released(now, *released);
-                leading.grant(now, if self.waits { *released } else { 0 }, self.lease);
+                leading.grant(now, if self.waits { *released } else { 0 });
                 let holds_back = self.waits && *released < *applied;
-                expiry = holds_back.then(|| leading.next_expiry(now, self.lease)).flatten();
+                expiry = holds_back.then(|| leading.next_expiry(now)).flatten();
             }
         }
         let leads = leading.as_ref().filter(|l| l.established).map(|l| l.term);

@@ -21,6 +21,8 @@ use crate::{
 
 /// Longest wait for the first message of a front end.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
+/// Wait before a majority is asked again that did not follow.
+const CONFIRM_AGAIN: Duration = Duration::from_millis(20);
 
 /// Serves one front end until it is gone, is late, or this replica leads no more. A session that
 /// has left something unacknowledged for the time of a lease is closed.
@@ -96,11 +98,16 @@ async fn confirm_renewals(
             shared.gate.confirm(session, number, term);
             continue;
         }
-        // Without a majority there is no lease; the front end asks again.
-        if let Ok(fresh) = shared.rounds.join().await
-            && let Some(term) = fresh.led_in
-        {
-            shared.gate.confirm(session, number, term);
+        // Without a majority there is no lease. A later round is as good, until the front end asks
+        // again.
+        while !asks.has_changed().unwrap_or(true) {
+            if let Ok(fresh) = shared.rounds.join().await
+                && let Some(term) = fresh.led_in
+            {
+                shared.gate.confirm(session, number, term);
+                break;
+            }
+            shared.env.sleep(CONFIRM_AGAIN).await;
         }
     }
 }

@@ -45,8 +45,11 @@ const BATCH_MAX: usize = 256;
 /// Changes whose items wait for their release.
 const WAITING_MAX: usize = 1024;
 
-/// A lease is asked for so many times before it would run out.
-const RENEWALS_PER_LEASE: u32 = 3;
+/// The next lease is asked for after this part of the time of the last one.
+const RENEW_AFTER: u32 = 3;
+/// A request for a lease that has waited for this part of its time is made anew. Sooner would be too
+/// soon: the leader answers the last request only, so if it takes longer it would never answer.
+const ASK_AGAIN_AFTER: u32 = 2;
 
 /// One front end's side of the stream.
 pub(crate) struct Follower {
@@ -57,7 +60,7 @@ pub(crate) struct Follower {
     pub(crate) secret: Secret,
     /// Its name in the configuration.
     pub(crate) name: String,
-    /// Random, new with every start of the process.
+    /// New with every start of the process.
     pub(crate) nonce: u128,
     /// How long the cache may be served after a lease was asked for.
     pub(crate) lease: Duration,
@@ -242,7 +245,7 @@ impl Follower {
         session.asked += 1;
         // One that was asked for before and is answered now is not this one.
         session.asked_at = Some(now);
-        session.ask_at = now + self.lease / RENEWALS_PER_LEASE;
+        session.ask_at = now + self.lease / ASK_AGAIN_AFTER;
         let wants_items = std::mem::take(&mut session.wants_items);
         self.send(writer, &ToCatalog::Renew { number: session.asked, wants_items }).await
     }
@@ -277,6 +280,7 @@ impl Follower {
                 if let Some(asked_at) = session.asked_at.take_if(|_| number == session.asked) {
                     let from = if planted!(LeaseFromAnswer) { self.env.now() } else { asked_at };
                     self.reader.cache.renew(from + self.lease);
+                    session.ask_at = asked_at + self.lease / RENEW_AFTER;
                 }
                 Ok(())
             }

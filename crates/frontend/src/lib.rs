@@ -48,6 +48,7 @@ use pygmy_protocol::{
     Env,
     env::Listener,
     http::{Fatal, Readiness, Shutdown, Tier, internal, wrap},
+    invalidation::{self, LEASE_MS},
     registration::Role,
 };
 use serde::{Deserialize, Serialize};
@@ -127,7 +128,7 @@ impl Settings {
     pub fn check(&self) -> Result<(), String> {
         let ranges = [
             ("cache_bytes", self.cache_bytes, 1 << 20..=1 << 40),
-            ("lease_ms", self.lease_ms, 50..=10_000),
+            ("lease_ms", self.lease_ms, LEASE_MS),
             ("flights_max", self.flights_max as u64, 1..=1_000_000),
             ("answer_goal_ms", self.answer_goal_ms, 10..=60_000),
             ("admitted_max", self.admitted_max as u64, 1..=1_000_000),
@@ -172,14 +173,16 @@ pub fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier, Fata
         flights_refused: server.metrics.rejections("flights_max"),
     });
     metrics::register(&reader, &server.metrics);
+    let lease = Duration::from_millis(settings.lease_ms);
+    let random = u128::from(env.random.u64()) << 64 | u128::from(env.random.u64());
     let follower = Follower {
         env: env.clone(),
         reader: Arc::clone(&reader),
         catalogs,
         secret: server.secret.clone(),
         name: server.name.clone(),
-        nonce: u128::from(env.random.u64()) << 64 | u128::from(env.random.u64()),
-        lease: Duration::from_millis(settings.lease_ms),
+        nonce: invalidation::nonce(random, lease),
+        lease,
         term: 0,
     };
     let readiness = Readiness::new();

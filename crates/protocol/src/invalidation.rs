@@ -7,6 +7,8 @@
 //! acknowledges what it has dropped, and asks for a lease on its cache again and again; the whole
 //! protocol is in `crates/frontend/DESIGN.md`.
 
+use std::{ops::RangeInclusive, time::Duration};
+
 use http::HeaderName;
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +23,22 @@ pub const LEADER_URL: HeaderName = HeaderName::from_static("pygmy-leader-url");
 
 /// Most front-end processes that may hold leases at a time.
 pub const MAX_HOLDERS: usize = 256;
+/// How long leases may be, in milliseconds.
+pub const LEASE_MS: RangeInclusive<u64> = 50..=10_000;
+
+/// Names a front-end process whose leases last `lease`: 96 random bits, new with every start, and
+/// below them the lease in milliseconds. So whoever knows a process knows how long to wait for it,
+/// also a leader that has never met it, and one that is configured otherwise because a changed
+/// configuration is being rolled out.
+pub fn nonce(random: u128, lease: Duration) -> u128 {
+    random << 32 | u128::from(u32::try_from(lease.as_millis()).unwrap_or(u32::MAX))
+}
+
+/// How long the leases of the process with that nonce last; `None` if it does not say so.
+pub fn lease_of(nonce: u128) -> Option<Duration> {
+    let ms = nonce as u64 & u64::from(u32::MAX);
+    LEASE_MS.contains(&ms).then(|| Duration::from_millis(ms))
+}
 
 /// What a cache entry is about. Items, topics and the list of topics are distinct.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -42,7 +60,7 @@ pub enum ToCatalog {
     Hello {
         /// The front end's name in the configuration.
         name: String,
-        /// Random, new with every start of the process.
+        /// As [`nonce`] makes it.
         nonce: u128,
     },
     /// Everything up to this log index is dropped from the cache. Cumulative.
@@ -90,4 +108,21 @@ pub enum FromCatalog {
         /// That of the [`ToCatalog::Renew`].
         number: u64,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nonce_says_how_long_the_leases_are() {
+        for ms in [*LEASE_MS.start(), 500, *LEASE_MS.end()] {
+            let lease = Duration::from_millis(ms);
+            assert_eq!(lease_of(nonce(u128::MAX, lease)), Some(lease));
+            assert_ne!(nonce(1, lease), nonce(2, lease));
+        }
+        for ms in [0, LEASE_MS.start() - 1, LEASE_MS.end() + 1, u64::MAX] {
+            assert_eq!(lease_of(nonce(7, Duration::from_millis(ms))), None);
+        }
+    }
 }

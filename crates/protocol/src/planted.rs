@@ -83,6 +83,8 @@ bugs! {
         "A lease is granted, and the leader does not wait for its holder.";
     LeaseFromAnswer, "lease-from-answer", breaks 4:
         "The front end counts its lease from the answer and not from its request.";
+    LeaseOfLeader, "lease-of-leader", breaks 4:
+        "A leader waits for every front end as long as its own configuration says.";
     RenewalWithoutRound, "renewal-without-round", breaks 4:
         "A leader renews leases without asking a majority whether it still leads.";
     HitWithoutLease, "hit-without-lease", breaks 4:

@@ -88,6 +88,9 @@ pub(crate) struct Machine {
     pub(crate) role: &'static str,
     pub(crate) address: IpAddr,
     pub(crate) clock: Arc<HostClock>,
+    /// What its configuration says. It differs from that of the others in runs in which a changed
+    /// one is being rolled out.
+    lease_ms: u64,
     disk: FakeDisk,
     rng: Rng,
     dir: PathBuf,
@@ -139,8 +142,9 @@ impl Cluster {
         let servers = servers(layout, &rng);
         let mut machines = Vec::new();
         // With the shortest one, Raft's own patience with a silent leader hides what leases are for.
-        let lease_ms = rng.pick(&[500, 1_500, 3_000]);
-        let mut config = format!("{SETTINGS}[frontend]\nlease_ms = {lease_ms}\n\n");
+        let lease_ms = *rng.pick(&[500, 1_500, 3_000]);
+        let is_rolled_out = rng.percent(30);
+        let mut config = SETTINGS.to_owned();
         if rng.percent(50) {
             config += commands::SETTINGS;
         }
@@ -159,6 +163,10 @@ impl Cluster {
                 role,
                 address,
                 clock: HostClock::new(time, drift),
+                lease_ms: match is_rolled_out {
+                    true => *rng.pick(&[500, 1_500, 3_000]),
+                    false => lease_ms,
+                },
                 disk: FakeDisk::default(),
                 rng: rng.fork(),
                 dir: data,
@@ -245,8 +253,9 @@ impl Cluster {
         let (stopper, stopped) = shutdown();
         let ended = Arc::new(std::sync::OnceLock::new());
         let (says, runs) = (Arc::clone(&ended), Arc::clone(&env));
+        let lease = format!("[frontend]\nlease_ms = {}\n\n", machine.lease_ms);
         let (path, text, secret) =
-            (self.dir.join("pygmy.toml"), self.config.clone(), self.secret.clone());
+            (self.dir.join("pygmy.toml"), lease + &self.config, self.secret.clone());
         env.spawn(async move {
             let result = pygmy::run_server(&runs, &path, &text, name, secret, stopped).await;
             let why = result.err().map_or("it stopped".to_owned(), |error| format!("{error:#}"));

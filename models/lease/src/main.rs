@@ -405,6 +405,8 @@ const BUGS: &[Bug] = &[
     Bug::CloseBeforeDrop,
     Bug::SilenceIsEnd,
     Bug::EndNotTied,
+    Bug::EndBeforeStart,
+    Bug::LeaseOfLeader,
 ];
 
 fn cfg(bug: Bug) -> Cfg {
@@ -413,8 +415,8 @@ fn cfg(bug: Bug) -> Cfg {
         relaxed: false,
         valsafe: false,
         early: false,
-        t: 55,
-        w: if bug == Bug::DriftIgnored { 55 } else { 61 },
+        t: [55, 75],
+        w: if bug == Bug::DriftIgnored { [55, 75] } else { [61, 83] },
         keys: 2,
         drift: true,
         maxops: 4,
@@ -503,6 +505,8 @@ fn main() {
                 Tick(0),
                 Tick(0),
                 Tick(0),
+                Tick(0),
+                Tick(0),
                 Propose(1, 1),
                 Repl(1, 2),
                 Commit(1),
@@ -554,11 +558,51 @@ fn main() {
                 Hit(53),
                 Hit(53),
             ];
+            // A hello that was given up comes when a later session of the same process has a lease, and
+            // the end of its stream with it.
+            let late_hello = vec![
+                Break(0),
+                Connect(0, 0, 49),
+                Break(0),
+                Connect(0, 0, 50),
+                RHello(50),
+                DownD(50),
+                UpD(50),
+                AskRenew(0, 51),
+                RRenew(51, false),
+                RAck(0, 51, 1),
+                Answer(0, 51),
+                RAns(51, false),
+                Read(0, 0, 52),
+                Hit(52),
+                Hit(52),
+                Send(52, 0, 0),
+                OAck(52, 1),
+                ORead(52),
+                OAns(52),
+                ODel(52),
+                RHello(49),
+                UpD(49),
+                Propose(0, 1),
+                Repl(0, 1),
+                Commit(0),
+                Apply(0),
+                DownD(2),
+                UpD(2),
+                Release(0),
+                AckW(0),
+                Read(0, 0, 53),
+                Hit(53),
+                Hit(53),
+                Hit(53),
+            ];
             for (b, t) in [
                 (Bug::ReadAcrossTerms, &t),
                 (Bug::EndNotTied, &late_end),
+                (Bug::EndBeforeStart, &late_hello),
                 (Bug::None, &t),
                 (Bug::None, &late_end),
+                (Bug::None, &late_hello),
             ] {
                 match replay(&cfg(b), t) {
                     Some((e, u)) => println!("{b:?}: {e} {u:?}"),
@@ -574,8 +618,8 @@ fn main() {
                 .unwrap_or(Bug::None);
             let c = Cfg {
                 drift: false,
-                t: 20,
-                w: 20,
+                t: [20, 28],
+                w: [20, 28],
                 keys: 1,
                 maxops: 2,
                 bfs: true,

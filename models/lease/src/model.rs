@@ -214,6 +214,8 @@ pub enum Bug {
     CloseBeforeDrop,
     SilenceIsEnd,
     EndNotTied,
+    EndBeforeStart,
+    LeaseOfLeader,
 }
 #[derive(Clone, Copy, Debug)]
 pub struct Cfg {
@@ -221,8 +223,10 @@ pub struct Cfg {
     pub relaxed: bool,
     pub valsafe: bool,
     pub early: bool,
-    pub t: u16,
-    pub w: u16,
+    /// How long a lease of each front end lasts by its own clock, and how long a leader waits for it.
+    /// They differ while a changed setting is being rolled out.
+    pub t: [u16; 2],
+    pub w: [u16; 2],
     pub keys: usize,
     pub drift: bool,
     pub maxops: usize,
@@ -476,7 +480,9 @@ impl World {
     fn nolease(&self, c: &Cfg, n: usize, h: &Holder) -> bool {
         let nd = &self.nodes[n];
         let l = nd.lead.as_ref().unwrap();
-        (!h.old || nd.clock >= l.elected + c.w) && h.grant.map_or(true, |g| nd.clock >= g + c.w)
+        // The nonce tells every leader how long the leases of this process are.
+        let w = c.w[if c.bug == Bug::LeaseOfLeader { 0 } else { h.slot as usize }];
+        (!h.old || nd.clock >= l.elected + w) && h.grant.map_or(true, |g| nd.clock >= g + w)
     }
     fn can_release(&self, c: &Cfg, n: usize, i: Ix) -> bool {
         let nd = &self.nodes[n];
@@ -945,9 +951,9 @@ impl World {
                     Some(x) => x,
                     None => no!(),
                 };
-                if (hd.removing && c.bug != Bug::RenewWhileRemoving)
-                    || hd.sess.as_ref().map_or(false, |s| s.sid >= h.sid)
-                {
+                // A hello may come after a later one of the same process, and then replaces its session:
+                // the leader cannot tell.
+                if hd.removing && c.bug != Bug::RenewWhileRemoving {
                     self.hellos.remove(i);
                     return Ok(true);
                 }
@@ -1070,7 +1076,12 @@ impl World {
                                         se.acked = se.acked.max(x);
                                     }
                                     // It serves nothing any more of what it had: no lease to wait for.
-                                    Up::End if tied || c.bug == Bug::EndNotTied => h.forget(),
+                                    Up::End if tied && se.started => h.forget(),
+                                    Up::End if tied && c.bug == Bug::EndBeforeStart => h.forget(),
+                                    Up::End if c.bug == Bug::EndNotTied => h.forget(),
+                                    // What it had before may be that of a later session, and of its
+                                    // lease.
+                                    Up::End if tied => h.sess = None,
                                     _ => {}
                                 }
                             }
@@ -1298,10 +1309,11 @@ impl World {
                 {
                     return Ok(true);
                 }
+                let t = c.t[r.slot as usize];
                 let e = match c.bug {
-                    Bug::LeaseFromAnswer => fe.clock + c.t,
-                    Bug::AnswerMismatch => fe.lastq + c.t,
-                    _ => r.q + c.t,
+                    Bug::LeaseFromAnswer => fe.clock + t,
+                    Bug::AnswerMismatch => fe.lastq + t,
+                    _ => r.q + t,
                 };
                 fe.lease = fe.lease.max(e);
             }

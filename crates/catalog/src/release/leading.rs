@@ -9,6 +9,7 @@ use std::{
 use pygmy_protocol::{env::Instant, invalidation::FromCatalog, planted};
 use tokio::sync::mpsc;
 
+use super::Leases;
 use crate::state::{Changed, Holders};
 
 /// Messages to one front end that wait to be written. One that falls behind by more is closed
@@ -22,6 +23,7 @@ pub(super) const LEASES_UNTIL_LAPSED: u32 = 4;
 /// A leader in its term.
 pub(super) struct Leading {
     pub(super) term: u64,
+    leases: Leases,
     /// When it began, or a little later.
     since: Instant,
     /// Whether an entry of this term is applied: before that the leader neither releases nor
@@ -36,6 +38,8 @@ pub(super) struct Leading {
 /// A front-end process.
 pub(super) struct Holder {
     pub(super) name: String,
+    /// How long its leases last by our clock.
+    lease: Duration,
     pub(super) session: Option<Session>,
     /// Changes that it has not acknowledged, oldest first, with the time of sending: sent in its
     /// session, or not sent because it has none.
@@ -100,22 +104,28 @@ pub(crate) struct Opened {
 
 impl Leading {
     /// A leader that has yet to apply an entry of its own.
-    pub(super) fn new(term: u64, has_quorum: bool, since: Instant) -> Leading {
-        Leading { term, since, established: false, has_quorum, holders: BTreeMap::new() }
+    pub(super) fn new(term: u64, has_quorum: bool, leases: Leases, since: Instant) -> Leading {
+        Leading { term, leases, since, established: false, has_quorum, holders: BTreeMap::new() }
+    }
+
+    /// The holder of that nonce, which is new here at `now` if it is not known.
+    fn holder(&mut self, nonce: u128, name: &str, now: Instant) -> &mut Holder {
+        let lease = self.leases.of(nonce);
+        self.holders.entry(nonce).or_insert_with(|| Holder::new(name.to_owned(), lease, now))
     }
 
     /// The first entry of this term is applied. Whoever is registered may have a lease from an
     /// earlier leader, of which nothing is known here but when it has run out at the latest.
-    pub(super) fn establish(&mut self, registered: &Holders, lease: Duration) {
+    pub(super) fn establish(&mut self, registered: &Holders) {
         self.established = true;
-        let until = self.since + lease;
+        let since = self.since;
         for (nonce, name) in registered {
-            let holder = self.holders.entry(*nonce);
-            let holder = holder.or_insert_with(|| Holder::new(name.clone(), until));
+            let until = since + self.leases.of(*nonce);
+            let holder = self.holder(*nonce, name, until);
             if !planted!(NewLeaderDoesNotWait) {
                 holder.lease_until = Some(until);
                 // Anything may be in its cache.
-                holder.unacknowledged.push_front((0, self.since));
+                holder.unacknowledged.push_front((0, since));
             }
         }
     }
@@ -124,12 +134,13 @@ impl Leading {
     pub(super) fn open_session(
         &mut self,
         nonce: u128,
-        name: String,
+        name: &str,
         number: u64,
         base: u64,
         now: Instant,
     ) -> Result<Opened, NoSession> {
-        let holder = self.holders.entry(nonce).or_insert_with(|| Holder::new(name, now));
+        let term = self.term;
+        let holder = self.holder(nonce, name, now);
         if holder.removing {
             return Err(NoSession::BeingRemoved);
         }
@@ -139,7 +150,7 @@ impl Leading {
         let oldest = holder.unacknowledged.front().map_or(base, |(index, _)| *index);
         holder.unacknowledged = VecDeque::from([(oldest, now), (base, now)]);
         holder.session = Some(Session::new(number, base, sender));
-        Ok(Opened { session: number, term: self.term, base, outgoing })
+        Ok(Opened { session: number, term, base, outgoing })
     }
 
     /// Tells all that listen.
@@ -148,20 +159,15 @@ impl Leading {
     }
 
     /// Those that have had neither a session nor a lease for a while. From now on they get none.
-    pub(super) fn lapsed(
-        &mut self,
-        registered: &Holders,
-        now: Instant,
-        lease: Duration,
-    ) -> Vec<u128> {
+    pub(super) fn lapsed(&mut self, registered: &Holders, now: Instant) -> Vec<u128> {
         for (nonce, name) in registered {
             // One that registered and never asked for a session.
-            self.holders.entry(*nonce).or_insert_with(|| Holder::new(name.clone(), now));
+            self.holder(*nonce, name, now);
         }
-        let patience = lease * LEASES_UNTIL_LAPSED;
         let gone = self.holders.iter_mut().filter(|(_, holder)| {
             let free = holder.session.is_none() && !holder.holds_lease(now);
-            free && !holder.removing && now.saturating_since(holder.gone_since) >= patience
+            let patience = holder.lease * LEASES_UNTIL_LAPSED;
+            free && now.saturating_since(holder.gone_since) >= patience
         });
         let remove = |(nonce, holder): (&u128, &mut Holder)| {
             holder.removing = true;
@@ -171,14 +177,14 @@ impl Leading {
     }
 
     /// Up to where it may be released, if anybody is waited for.
-    pub(super) fn held_back(&self, now: Instant, lease: Duration) -> Option<u64> {
-        let waited_for = |holder: &&Holder| holder.waited_for_until(lease).is_some_and(|t| now < t);
+    pub(super) fn held_back(&self, now: Instant) -> Option<u64> {
+        let waited_for = |holder: &&Holder| holder.waited_for_until().is_some_and(|t| now < t);
         self.holders.values().filter(waited_for).filter_map(Holder::held_back).min()
     }
 
     /// Grants what was asked for, confirmed, and is safe: the holder has acknowledged all that is
     /// released, and all that had been sent to it when it asked.
-    pub(super) fn grant(&mut self, now: Instant, released: u64, lease: Duration) {
+    pub(super) fn grant(&mut self, now: Instant, released: u64) {
         for holder in self.holders.values_mut() {
             if !holder.holds_lease(now) {
                 holder.lease_until = None;
@@ -199,7 +205,7 @@ impl Leading {
             session.renewal = None;
             if !planted!(GrantNotRecorded) {
                 // A lease that was granted before ends no later.
-                holder.lease_until = Some(renewal.received + lease);
+                holder.lease_until = Some(renewal.received + holder.lease);
             }
             let granted = FromCatalog::Granted { number: renewal.number };
             if session.outgoing.try_send(granted).is_err() {
@@ -224,9 +230,9 @@ impl Leading {
     }
 
     /// When the next one who holds something back is waited for no more.
-    pub(super) fn next_expiry(&self, now: Instant, lease: Duration) -> Option<Instant> {
+    pub(super) fn next_expiry(&self, now: Instant) -> Option<Instant> {
         let holding = self.holders.values().filter(|holder| holder.held_back().is_some());
-        holding.filter_map(|h| h.waited_for_until(lease)).filter(|until| *until > now).min()
+        holding.filter_map(Holder::waited_for_until).filter(|until| *until > now).min()
     }
 
     pub(super) fn holder_of(&mut self, session: u64) -> Option<&mut Holder> {
@@ -270,9 +276,10 @@ impl Session {
 }
 
 impl Holder {
-    fn new(name: String, gone_since: Instant) -> Holder {
+    fn new(name: String, lease: Duration, gone_since: Instant) -> Holder {
         Holder {
             name,
+            lease,
             session: None,
             unacknowledged: VecDeque::new(),
             lease_until: None,
@@ -288,10 +295,10 @@ impl Holder {
     /// Until when it is waited for: while its lease lasts, and while it is about to get one. Without
     /// the latter, a store that sells all the time would always have released more than a front end
     /// has acknowledged, and one whose lease has run out would never get another.
-    fn waited_for_until(&self, lease: Duration) -> Option<Instant> {
+    fn waited_for_until(&self) -> Option<Instant> {
         let session = self.session.as_ref().filter(|session| session.started);
         let renewal = session.and_then(|session| session.renewal.filter(|r| r.confirmed));
-        self.lease_until.max(renewal.map(|renewal| renewal.received + lease))
+        self.lease_until.max(renewal.map(|renewal| renewal.received + self.lease))
     }
 
     /// The last index that may be released while it is waited for.
@@ -343,16 +350,20 @@ impl Holder {
         self.gone_since = self.lease_until.map_or(now, |until| until.max(now));
     }
 
-    /// It serves nothing any more of what it had.
+    /// It has ended its stream, and serves nothing any more of what it had in this session. What it
+    /// may have had before is gone only if it has acknowledged the start: a hello that comes late may
+    /// have replaced a later session, whose cache and lease the process still has.
     pub(super) fn forget(&mut self, now: Instant) {
+        if self.session.as_ref().is_some_and(|session| session.started) {
+            self.lease_until = None;
+            self.unacknowledged.clear();
+        }
         self.close(now);
-        self.lease_until = None;
-        self.unacknowledged.clear();
     }
 
     /// Whether it has left a message unacknowledged for the time of a lease.
-    pub(super) fn is_late(&self, now: Instant, lease: Duration) -> bool {
+    pub(super) fn is_late(&self, now: Instant) -> bool {
         let oldest = self.unacknowledged.front();
-        oldest.is_some_and(|(_, sent)| now.saturating_since(*sent) > lease)
+        oldest.is_some_and(|(_, sent)| now.saturating_since(*sent) > self.lease)
     }
 }

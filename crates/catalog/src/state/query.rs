@@ -178,17 +178,23 @@ impl Reader {
     }
 }
 
-/// Up to `most` items of `topic` behind the item `after`, leaping over hidden imports.
+/// Up to `most` items of `topic` behind the item `after`, leaping over hidden imports. If `after` is
+/// no item that the topic shows, all of the topic that came without an import and has a higher number
+/// follows it, whatever else has that number: so the answer changes only when the topic does.
 fn items_of_topic(
     db: &Connection,
     topic: &str,
     after: u64,
     most: usize,
 ) -> rusqlite::Result<Vec<Item>> {
-    let import = match ItemNumber::try_from(after) {
-        Ok(item) => imports::import_of(db, item)?.unwrap_or(0),
-        Err(_) => 0,
-    };
+    let mut import = 0;
+    if let Ok(number) = ItemNumber::try_from(after)
+        && let Some(row) = ItemRow::find_number(db, number)?
+        && row.item.topic == topic
+        && imports::hiding(db, row.import)?.is_none()
+    {
+        import = row.import;
+    }
     let mut statement = db.prepare_cached(&format!(
         "{} WHERE topic = ? AND (import, item_number) > (?, ?) AND import < ? \
          ORDER BY import, item_number LIMIT ?",
