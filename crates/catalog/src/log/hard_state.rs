@@ -81,14 +81,14 @@ impl HardStateFile {
     pub(super) fn open(files: &dyn Files, dir: &Path) -> Result<HardStateFile, LogError> {
         let path = dir.join(NAME);
         let file = files.open(&path).context("open", &path)?;
-        let mut bytes = vec![0; FILE_BYTES];
-        let mut filled = 0;
-        while filled < bytes.len() {
-            match file.read_at(&mut bytes[filled..], filled as u64).context("read", &path)? {
-                0 => break,
-                n => filled += n,
-            }
+        // It was reserved in full before it got its name. What is missing may be the newest vote.
+        let len = file.len().context("measure", &path)?;
+        if len != FILE_BYTES as u64 {
+            let what = format!("the file has {len} bytes, not {FILE_BYTES}");
+            return Err(LogError::corrupt(&path, len, what));
         }
+        let mut bytes = vec![0; FILE_BYTES];
+        file.read_exact_at(&mut bytes, 0).context("read", &path)?;
         let mut newest: Option<(u64, HardState)> = None;
         for block in bytes.chunks_exact(BLOCK_BYTES) {
             let Some((sequence, state)) = parse(block, &path)? else { continue };

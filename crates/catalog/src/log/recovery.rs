@@ -223,5 +223,7 @@ fn mend_newest(newest: &Segment, scan: &Scan, hard_state: &mut HardStateFile) ->
     newest.file.sync_data()?;
     state.truncating_from = None;
     state.durable_before = scan.next.max(state.first_kept());
+    // A crash may have come between the making of this segment and the save that says so.
+    state.newest_segment = newest.first;
     hard_state.save(state)
 }

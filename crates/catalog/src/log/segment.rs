@@ -2,7 +2,7 @@
 //!
 //! A segment is named after its first index. It is reserved in full when it is made, and starts
 //! with a head; behind the last record there are zeros. It gets its name only when it is complete,
-//! so a segment with a bad head is damage, never a crash.
+//! so a segment with a bad head, or shorter than its head says, is damage, never a crash.
 
 use std::{
     io,
@@ -18,7 +18,7 @@ use super::{
     record::{self, ALIGN_BYTES, PAYLOAD_VERSION, u32_at, u64_at},
 };
 
-/// Bytes before the first record: magic, version, flags, first index, checksum.
+/// Bytes before the first record: magic, version, flags and size, first index, checksum.
 pub(super) const HEAD_BYTES: u64 = 32;
 /// The file that becomes the next segment.
 pub(super) const SPARE_NAME: &str = "spare";
@@ -26,8 +26,11 @@ pub(super) const SPARE_NAME: &str = "spare";
 const MAGIC: [u8; 8] = *b"PYGMYLOG";
 /// Version of the segments.
 pub(crate) const VERSION: u32 = 1;
-/// All segments before this one are void.
+/// Flag: all segments before this one are void.
 const STARTS_LOG: u32 = 1;
+/// Above the flags: the size that was reserved, in whole units of so many bytes.
+const SIZE_SHIFT: u32 = 8;
+const SIZE_UNIT: u64 = 1024;
 /// Zeros written at once when a tail is wiped.
 const WIPE_BYTES: usize = 1024 * 1024;
 
@@ -103,7 +106,10 @@ impl Segment {
         let mut head = [0; HEAD_BYTES as usize];
         head[..8].copy_from_slice(&MAGIC);
         head[8..12].copy_from_slice(&VERSION.to_le_bytes());
-        head[12..16].copy_from_slice(&(if starts_log { STARTS_LOG } else { 0 }).to_le_bytes());
+        let size = spare.len().context("measure", &from)? / SIZE_UNIT;
+        // Places in a segment are 32 bits, so its size in units fits 24.
+        let flags = (size as u32) << SIZE_SHIFT | if starts_log { STARTS_LOG } else { 0 };
+        head[12..16].copy_from_slice(&flags.to_le_bytes());
         head[16..24].copy_from_slice(&first.to_le_bytes());
         let check = xxh3_64(&head[..24]);
         head[24..32].copy_from_slice(&check.to_le_bytes());
@@ -123,7 +129,8 @@ impl Segment {
         let path = dir.join(name(first));
         let file = files.open(&path).context("open", &path)?;
         let mut head = [0; HEAD_BYTES as usize];
-        if file.len().context("measure", &path)? < HEAD_BYTES {
+        let len = file.len().context("measure", &path)?;
+        if len < HEAD_BYTES {
             return Err(LogError::corrupt(&path, 0, "the file is too short for a segment"));
         }
         file.read_exact_at(&mut head, 0).context("read", &path)?;
@@ -137,7 +144,13 @@ impl Segment {
         if version > VERSION {
             return Err(LogError::Newer { path, found: version, supported: VERSION });
         }
-        Ok((Segment { first, path, file }, u32_at(&head, 12) & STARTS_LOG != 0))
+        let flags = u32_at(&head, 12);
+        let reserved = u64::from(flags >> SIZE_SHIFT) * SIZE_UNIT;
+        if len < reserved {
+            let what = format!("{reserved} bytes were reserved, and the file has {len}");
+            return Err(LogError::corrupt(&path, len, what));
+        }
+        Ok((Segment { first, path, file }, flags & STARTS_LOG != 0))
     }
 
     /// Writes zeros from `offset` to `end`. The caller syncs.

@@ -79,8 +79,8 @@ pub(super) struct Writer {
     /// Every entry below is fsynced.
     durable_before: u64,
     spare: Option<Arc<dyn File>>,
-    /// Whether the last try to reserve a spare met a full disk.
-    short_of_room: bool,
+    /// Whether the last try to reserve a spare failed.
+    is_short: bool,
     /// Of the appends that are not fsynced yet.
     callbacks: Vec<IOFlushed<TypeConfig>>,
 }
@@ -113,7 +113,7 @@ impl Writer {
             next,
             durable_before: next,
             spare: None,
-            short_of_room: false,
+            is_short: false,
             callbacks: Vec::new(),
         })
     }
@@ -134,7 +134,9 @@ impl Writer {
             }
         }
         self.flush();
-        let _ = self.attempt(Writer::prepare_spare);
+        if self.shared.table().check().is_ok() {
+            self.prepare_spare();
+        }
     }
 
     /// Does `work` unless the worker has failed before; a failure is remembered for all to come.
@@ -366,23 +368,20 @@ impl Writer {
         Ok(())
     }
 
-    /// Reserves the next segment when the active one is half full, while nobody waits. A full disk
-    /// is no failure yet: it is one when the segment is needed.
-    fn prepare_spare(&mut self) -> Result<(), LogError> {
+    /// Reserves the next segment when the active one is half full, while nobody waits. Whatever keeps
+    /// it from that, a full disk above all, is no failure yet: it is one when the segment is needed.
+    fn prepare_spare(&mut self) {
         if self.spare.is_some() || self.written_bytes < self.active_bytes / 2 {
-            return Ok(());
+            return;
         }
         match segment::reserve(&*self.env.files, &self.dir, self.segment_bytes) {
             Ok(spare) => self.spare = Some(spare),
-            Err(e) if e.kind() == io::ErrorKind::StorageFull => {
-                if !self.short_of_room {
-                    tracing::warn!(dir = %self.dir.display(), "no room for the next segment of the Raft log");
-                }
+            Err(error) if !self.is_short => {
+                tracing::warn!(%error, dir = %self.dir.display(), "the next segment of the Raft log cannot be reserved yet");
             }
-            Err(e) => return Err(e).context("reserve a segment in", &self.dir),
+            Err(_) => {}
         }
-        self.short_of_room = self.spare.is_none();
-        Ok(())
+        self.is_short = self.spare.is_none();
     }
 
     fn timed<T>(&self, sync: impl FnOnce() -> T) -> T {

@@ -18,6 +18,7 @@ use std::{
 
 use rustix::{
     fs::{FallocateFlags, fallocate, statvfs},
+    io::retry_on_intr,
     net::sockopt,
     time::{
         ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
@@ -275,7 +276,7 @@ impl File for MachineFile {
     }
 
     fn allocate(&self, len: u64) -> io::Result<()> {
-        match fallocate(&self.0, FallocateFlags::empty(), 0, len) {
+        match retry_on_intr(|| fallocate(&self.0, FallocateFlags::empty(), 0, len)) {
             Ok(()) => Ok(()),
             // Some file systems cannot reserve; zeros written later cost speed, not safety.
             Err(rustix::io::Errno::OPNOTSUPP) => self.0.set_len(len.max(self.len()?)),

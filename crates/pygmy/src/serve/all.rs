@@ -44,13 +44,13 @@ pub(super) async fn run(
         background.extend(tier.background);
         place.fill(tier.router, tier.direct);
     }
-    let limits = &tiers.config.document().limits;
+    let (limits, inner_limits) = (&tiers.limits(), &tiers.internal_limits());
     let metrics = &tiers.metrics;
     let inside = internal_routes(&tiers, &places);
     let outside = router_of(&places, Role::Frontend);
     let serving = async {
         tokio::join!(
-            serve(env, internal, inside, limits, metrics, stopped.clone()),
+            serve(env, internal, inside, inner_limits, metrics, stopped.clone()),
             serve(env, public, outside, limits, metrics, stopped.clone()),
         );
     };

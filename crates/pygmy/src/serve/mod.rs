@@ -5,6 +5,7 @@
 //! until the parent is gone; `all` runs the four tiers in one process ([`all`]).
 
 mod all;
+mod descriptors;
 mod process;
 mod tiers;
 
@@ -77,6 +78,7 @@ async fn serve(
     secret: Secret,
     stop_with_parent: bool,
 ) -> anyhow::Result<()> {
+    let files = descriptors::raise()?;
     let listeners = Listeners::bind(env, &server).await?;
     let (stopper, stopped) = shutdown();
     let signals = Signals::catch().context("cannot catch signals")?;
@@ -87,7 +89,17 @@ async fn serve(
     let metrics = Metrics::new(env);
     process::register(&metrics);
     let process = env.random.hex(8);
-    let tiers = Tiers { env: env.clone(), config, server, secret, metrics, process };
+    let tiers = Tiers { env: env.clone(), config, server, secret, metrics, process, files };
+    let (wanted, taken) = (tiers.config.document().limits.max_connections, tiers.limits());
+    if taken.max_connections < wanted {
+        let taken = taken.max_connections;
+        tracing::warn!(
+            files,
+            wanted,
+            taken,
+            "fewer connections are taken than max_connections: too few open files are allowed here (ulimit -n)"
+        );
+    }
     match listeners.run(tiers, stopped).await {
         Ok(()) => {
             tracing::info!(name, "stopped");
@@ -150,7 +162,8 @@ pub async fn run_server(
     let listeners = Listeners::bind(env, &server).await?;
     let metrics = Metrics::new(env);
     let process = env.random.hex(8);
-    let tiers = Tiers { env: env.clone(), config, server, secret, metrics, process };
+    let files = u64::MAX;
+    let tiers = Tiers { env: env.clone(), config, server, secret, metrics, process, files };
     Ok(listeners.run(tiers, stopped).await?)
 }
 

@@ -8,11 +8,12 @@ use pygmy_client::{
 };
 use pygmy_protocol::{
     Env,
-    http::{Fatal, Secret},
+    http::{Fatal, Limits, Secret},
     metrics::Metrics,
     registration::Role,
 };
 
+use super::descriptors::fit;
 use crate::{
     config::{Config, Part, ServerEntry},
     runtime::program,
@@ -27,6 +28,8 @@ pub(super) struct Tiers {
     pub(super) metrics: Metrics,
     /// Names this process: random, new with every start.
     pub(super) process: String,
+    /// How many files it may have open.
+    pub(super) files: u64,
 }
 
 impl Tiers {
@@ -95,12 +98,23 @@ impl Tiers {
             url,
             process: self.process.clone(),
             secret: self.secret.clone(),
-            limits: document.limits.clone(),
+            limits: self.limits(),
             balancers: self.balancers(local)?,
             heartbeat: Duration::from_millis(document.cluster.heartbeat_ms),
             attempt_timeout: Duration::from_millis(document.cluster.attempt_timeout_ms),
             metrics: self.metrics.clone(),
         })
+    }
+
+    /// What the listener takes that customers use, or the only one.
+    pub(super) fn limits(&self) -> Limits {
+        let quarters = if self.server.role == Role::All { 2 } else { 3 };
+        fit(&self.config.document().limits, self.files, quarters)
+    }
+
+    /// What the internal listener of a server with all tiers takes beside the public one.
+    pub(super) fn internal_limits(&self) -> Limits {
+        fit(&self.config.document().limits, self.files, 1)
     }
 
     /// The part of this server that does `role`.

@@ -44,15 +44,12 @@ fn a_tail_torn_anywhere_is_cut() {
 }
 
 #[test]
-fn a_file_that_ends_within_the_last_record_is_cut() {
-    let offsets = offsets(5);
-    for len in offsets[4]..offsets[5] - 8 {
+fn a_file_that_is_shorter_than_it_was_made_is_damage() {
+    let whole = one_segment(5).contents(&segment_path(0)).len();
+    for len in (0..whole).step_by(509).chain([whole - 1024]) {
         let disk = one_segment(5);
         disk.damage(&segment_path(0), |bytes| bytes.truncate(len));
-        let mut log = Log::open(&disk).unwrap();
-        assert_eq!(log.state().entries, entries(0..4));
-        log.append(&entries(4..20)).unwrap();
-        assert_eq!(log.reopen(&disk).unwrap().state().entries, entries(0..20));
+        assert_eq!(corrupt_path(Log::open(&disk)), segment_path(0), "{len} of {whole} bytes");
     }
 }
 
@@ -148,6 +145,13 @@ fn a_lost_vote_is_damage() {
     let disk = one_segment(1);
     disk.damage(&dir().join("state"), |bytes| bytes.fill(0));
     assert_eq!(corrupt_path(Log::open(&disk)), dir().join("state"));
+
+    // What is left may be an older one.
+    for len in [0, 4096, 8192, 4 * 4096 - 1] {
+        let disk = one_segment(1);
+        disk.damage(&dir().join("state"), |bytes| bytes.truncate(len));
+        assert_eq!(corrupt_path(Log::open(&disk)), dir().join("state"), "{len} bytes");
+    }
 }
 
 #[test]
