@@ -23,6 +23,7 @@ mod items;
 mod membership;
 mod metrics;
 mod overload;
+mod poor;
 mod rejoin;
 mod respawn;
 mod selling;

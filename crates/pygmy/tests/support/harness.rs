@@ -485,6 +485,11 @@ impl Store {
         self.public[front_end].send(call, REQUEST).await
     }
 
+    /// Where customers connect to a front end: `host:port`.
+    pub(crate) fn public_authority(&self, front_end: usize) -> String {
+        self.public[front_end].url().trim_start_matches("http://").to_owned()
+    }
+
     /// GETs from a public front end.
     pub(crate) async fn get(&self, front_end: usize, target: &str) -> Answer {
         self.send(front_end, &self.public_call(Method::GET, target)).await.unwrap()
