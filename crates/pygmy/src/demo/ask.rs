@@ -36,7 +36,7 @@ pub(super) struct Ask {
     pub(super) reason: Reason,
     /// Who asks.
     pub(super) watcher: String,
-    /// What became of it.
+    /// What became of it; closed when nobody waits for that any more.
     pub(super) reply: oneshot::Sender<Result<String, String>>,
 }
 
@@ -78,9 +78,10 @@ async fn take(mut stream: UnixStream, asks: mpsc::Sender<Ask>) -> anyhow::Result
     let line = read_line(&mut stream).await?;
     let (reply, answer) = oneshot::channel();
     let outcome = match parse(&line, reply) {
-        Some(ask) => match asks.send(ask).await {
-            Ok(()) => answer.await.unwrap_or_else(|_| Err("the demo is stopping".to_owned())),
-            Err(_) => Err("the demo is stopping".to_owned()),
+        Some(ask) => tokio::select! {
+            outcome = put(ask, &asks, answer) => outcome,
+            // Nothing more is said before the answer: who asks has gone, and the answer is dropped.
+            _ = stream.read_u8() => return Ok(()),
         },
         None => Err(format!("{line:?} is not: reason, name, watcher")),
     };
@@ -90,6 +91,16 @@ async fn take(mut stream: UnixStream, asks: mpsc::Sender<Ask>) -> anyhow::Result
     };
     stream.write_all(format!("{word} {}\n", text.replace('\n', " ")).as_bytes()).await?;
     Ok(())
+}
+
+async fn put(
+    ask: Ask,
+    asks: &mpsc::Sender<Ask>,
+    answer: oneshot::Receiver<Result<String, String>>,
+) -> Result<String, String> {
+    let stopping = || "the demo is stopping".to_owned();
+    asks.send(ask).await.map_err(|_| stopping())?;
+    answer.await.unwrap_or_else(|_| Err(stopping()))
 }
 
 fn parse(line: &str, reply: oneshot::Sender<Result<String, String>>) -> Option<Ask> {
@@ -137,6 +148,18 @@ async fn ask(args: &RespawnArgs, path: PathBuf) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn who_has_gone_waits_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut asks = listen(&Env::production(), dir.path()).unwrap();
+        let mut stream = UnixStream::connect(dir.path().join(SOCKET)).await.unwrap();
+        stream.write_all(b"hung catalog-1 balancer-1\n").await.unwrap();
+        let mut ask = asks.recv().await.unwrap();
+        assert!(!ask.reply.is_closed());
+        drop(stream);
+        ask.reply.closed().await;
+    }
 
     #[test]
     fn a_line_is_reason_name_and_watcher() {

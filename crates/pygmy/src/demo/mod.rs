@@ -30,12 +30,7 @@ use pygmy_protocol::{Env, http::Secret, registration::Role};
 use tokio::sync::mpsc;
 
 pub(crate) use self::ask::run as respawn;
-use self::{
-    ask::Ask,
-    chaos::Chaos,
-    report::Report,
-    supervise::{Children, Event},
-};
+use self::{ask::Ask, chaos::Chaos, report::Report, supervise::Children};
 use crate::{
     cli::DemoArgs,
     client,
@@ -49,6 +44,8 @@ const CONFIG: &str = "pygmy.toml";
 /// What the client process and the test cases write, in the demo's directory.
 const CLIENT_OUTPUT: &str = "ClientOutput.txt";
 const TESTS: &str = "tests.txt";
+const NO_SERVER_LEFT: &str =
+    "no server is left, and so nobody to start one again; run the same command once more";
 
 /// Runs a demo until it is told to stop.
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
@@ -161,33 +158,39 @@ async fn run_store(
 ) -> anyhow::Result<()> {
     let secret = Secret::read(&config.secret_file())?;
     let first = up::First { dir: &args.dir, config, secret: &secret, items };
-    up::bring_up(env, first, children, report).await?;
+    up::bring_up(env, first, children, &mut asks, report).await?;
     report.servers(children)?;
-    if args.client
-        && let Err(error) = run_client(env, &args.dir, config, secret).await
-    {
-        // The store goes on: it is what people need to find out why.
-        eprintln!("pygmy: {error:#}");
+    if args.client {
+        let client = run_client(env, &args.dir, config, secret);
+        tokio::select! {
+            ended = client => if let Err(error) = ended {
+                // The store goes on: it is what people need to find out why.
+                eprintln!("pygmy: {error:#}");
+            },
+            () = tend(children, &mut asks, report) => bail!(NO_SERVER_LEFT),
+        }
     }
     report.what_to_try()?;
     let mut chaos = args.chaos.then(|| Chaos::new(env, config.servers().len()));
     loop {
-        let event = tokio::select! {
-            event = children.next_event(&mut asks) => event,
+        tokio::select! {
+            event = children.next_event(&mut asks) => match event {
+                Some(event) => report.event(&event),
+                None => bail!(NO_SERVER_LEFT),
+            },
             () = next_of(chaos.as_ref()) => {
                 let struck = chaos.as_mut().and_then(|chaos| chaos.strike(children));
                 struck.iter().for_each(|struck| eprintln!("{struck}"));
-                continue;
             }
-        };
-        match event {
-            Some(Event::Ended(exit)) => report.died(&exit),
-            Some(Event::Ending { name, reason, watcher }) => report.ending(&name, reason, &watcher),
-            Some(Event::Back { name, watcher, after }) => report.back(&name, &watcher, after),
-            None => break,
         }
     }
-    bail!("no server is left, and so nobody to start one again; run the same command once more")
+}
+
+/// Does what is asked and says what happens, until no server is left.
+async fn tend(children: &mut Children<'_>, asks: &mut mpsc::Receiver<Ask>, report: &Report<'_>) {
+    while let Some(event) = children.next_event(asks).await {
+        report.event(&event);
+    }
 }
 
 /// Completes when chaos wants a server; never without chaos.

@@ -6,7 +6,7 @@ use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use pygmy_protocol::{registration::Role, watched::Reason};
 
-use super::supervise::{Children, Exit, log_file};
+use super::supervise::{Children, Event, Exit, log_file};
 use crate::{
     cli::DEMO_CONFIG,
     config::{Config, ServerEntry},
@@ -118,7 +118,17 @@ impl<'a> Report<'a> {
         Ok(())
     }
 
-    pub(super) fn died(&self, exit: &Exit) {
+    pub(super) fn event(&self, event: &Event) {
+        match event {
+            Event::Ended(exit) => self.died(exit),
+            Event::Ending { name, reason, watcher } => ending(name, *reason, watcher),
+            Event::Back { name, watcher, after } => {
+                eprintln!("{name} is back after {:.1} s, thanks to {watcher}", after.as_secs_f64());
+            }
+        }
+    }
+
+    fn died(&self, exit: &Exit) {
         let (name, how) = (&exit.name, exit.how());
         if exit.is_killed() && self.is_respawned(name) {
             // It had no time for last words.
@@ -150,19 +160,6 @@ impl<'a> Report<'a> {
         processes.iter().any(|process| process.name == name && !process.command.is_empty())
     }
 
-    pub(super) fn ending(&self, name: &str, reason: Reason, watcher: &str) {
-        match reason {
-            Reason::Hung => {
-                eprintln!("{name} hangs, says {watcher}; it is ended and started again")
-            }
-            Reason::Rolling | Reason::Dead => eprintln!("{name} is stopped and started again"),
-        }
-    }
-
-    pub(super) fn back(&self, name: &str, watcher: &str, after: Duration) {
-        eprintln!("{name} is back after {:.1} s, thanks to {watcher}", after.as_secs_f64());
-    }
-
     pub(super) fn stopping(&self, servers: usize) {
         if servers > 0 {
             eprintln!("stopping {servers} servers; Ctrl-C again kills them");
@@ -174,6 +171,13 @@ impl<'a> Report<'a> {
             [] => eprintln!("all servers have stopped"),
             killed => eprintln!("all servers have stopped; killed: {}", killed.join(", ")),
         }
+    }
+}
+
+fn ending(name: &str, reason: Reason, watcher: &str) {
+    match reason {
+        Reason::Hung => eprintln!("{name} hangs, says {watcher}; it is ended and started again"),
+        Reason::Rolling | Reason::Dead => eprintln!("{name} is stopped and started again"),
     }
 }
 

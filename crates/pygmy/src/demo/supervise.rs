@@ -146,7 +146,15 @@ impl<'a> Children<'a> {
         config: &'a Config,
         log_format: LogFormat,
     ) -> anyhow::Result<Children<'a>> {
-        let mut children = Children {
+        let mut children = Children::none(env, config, log_format);
+        for server in config.servers() {
+            children.start_one(server)?;
+        }
+        Ok(children)
+    }
+
+    fn none(env: &Env, config: &'a Config, log_format: LogFormat) -> Children<'a> {
+        Children {
             env: env.clone(),
             config,
             log_format,
@@ -157,11 +165,7 @@ impl<'a> Children<'a> {
             starting: BTreeMap::new(),
             listening: JoinSet::new(),
             overdue: JoinSet::new(),
-        };
-        for server in config.servers() {
-            children.start_one(server)?;
         }
-        Ok(children)
     }
 
     fn start_one(&mut self, server: &ServerEntry) -> anyhow::Result<()> {
@@ -248,6 +252,10 @@ impl<'a> Children<'a> {
     }
 
     fn asked(&mut self, ask: Ask) -> Option<Event> {
+        if ask.reply.is_closed() {
+            // It has waited for longer than who asked: what was wrong then may be well now.
+            return None;
+        }
         let Ask { name, reason, watcher, .. } = &ask;
         let (name, reason, watcher) = (name.clone(), *reason, watcher.clone());
         let busy = self.ending.contains_key(&name) || self.starting.contains_key(&name);
@@ -379,7 +387,47 @@ fn open_log(path: &Path) -> anyhow::Result<File> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::oneshot;
+
     use super::*;
+    use crate::config::Settings;
+
+    const CONFIG: &str = "\
+[[server]]
+name = \"one\"
+role = \"all\"
+listen = \"127.0.0.1:8091\"
+public_listen = \"127.0.0.1:8081\"
+";
+
+    /// Runs something in place of the server.
+    fn children<'a>(env: &Env, config: &'a Config) -> Children<'a> {
+        let mut children = Children::none(env, config, LogFormat::Text);
+        let mut command = Command::new("sleep");
+        command.arg("3600").kill_on_drop(true);
+        children.add("one".to_owned(), PathBuf::new(), command).unwrap();
+        children
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_not_done() {
+        let config = Config::parse(Path::new("x"), CONFIG, &Settings::default()).unwrap();
+        let mut children = children(&Env::production(), &config);
+        let ask = || {
+            let (reply, answer) = oneshot::channel();
+            let (name, watcher) = ("one".to_owned(), "two".to_owned());
+            (Ask { name, reason: Reason::Hung, watcher, reply }, answer)
+        };
+        let (asks, mut asked) = mpsc::channel(2);
+        let (late, answer) = ask();
+        drop(answer);
+        asks.send(late).await.unwrap();
+        assert!(children.asked(asked.recv().await.unwrap()).is_none());
+        assert!(!children.ending.contains_key("one"), "it is left alone");
+        let (in_time, _answer) = ask();
+        assert!(matches!(children.asked(in_time), Some(Event::Ending { .. })));
+        assert!(children.next_exit().await.unwrap().is_killed());
+    }
 
     #[test]
     fn a_long_log_is_put_aside_once() {

@@ -10,10 +10,12 @@ use pygmy_client::{
     store::Patience,
 };
 use pygmy_protocol::{Env, RequestContext, http::Secret, registration::Role};
+use tokio::sync::mpsc;
 
 use super::{
+    ask::Ask,
     report::{Progress, Report},
-    supervise::Children,
+    supervise::{Children, Event},
 };
 use crate::{
     books::books,
@@ -50,6 +52,7 @@ pub(super) async fn bring_up(
     env: &Env,
     mut first: First<'_>,
     children: &mut Children<'_>,
+    asks: &mut mpsc::Receiver<Ask>,
     report: &Report<'_>,
 ) -> anyhow::Result<()> {
     let begun = env.now();
@@ -62,17 +65,27 @@ pub(super) async fn bring_up(
         }
         anyhow::Ok(())
     };
-    let ended = tokio::select! {
-        ended = up => Some(ended),
-        exit = children.next_exit() => {
-            if let Some(exit) = &exit {
-                report.died(exit);
-            }
-            None
+    tokio::select! {
+        ended = up => ended?,
+        () = until_one_ends(children, asks, report) => {
+            bail!("a server ended before the store was ready")
         }
-    };
-    ended.unwrap_or_else(|| bail!("a server ended before the store was ready"))?;
+    }
     report.ready(env.now().saturating_since(begun))
+}
+
+/// Does what is asked, until a server ends of which nobody asked for that.
+async fn until_one_ends(
+    children: &mut Children<'_>,
+    asks: &mut mpsc::Receiver<Ask>,
+    report: &Report<'_>,
+) {
+    while let Some(event) = children.next_event(asks).await {
+        report.event(&event);
+        if matches!(event, Event::Ended(_)) {
+            return;
+        }
+    }
 }
 
 /// Waits until all servers live, makes them a cluster, once, and waits until all are ready.
