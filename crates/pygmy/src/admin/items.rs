@@ -65,7 +65,9 @@ fn load(
     if json {
         let (items, topics) = (loaded.items, loaded.topics);
         let seconds = loaded.took.as_secs_f64();
-        return Ok(print::json(&json!({ "items": items, "topics": topics, "seconds": seconds }))?);
+        return Ok(print::json(&json!({
+            "items": items, "topics": topics, "already": loaded.already, "seconds": seconds,
+        }))?);
     }
     Ok(print::line(loaded)?)
 }

@@ -12,11 +12,11 @@ use pygmy_protocol::{Env, import::UnfinishedImports, item::Topics};
 use crate::harness::{Layout, PATIENCE, PYGMY, Store, free_ports, until};
 
 /// What the store has before any import: the items of the harness.
-const BEFORE: u64 = 3;
+pub(crate) const BEFORE: u64 = 3;
 const FIRST: u64 = 1001;
 
 /// Writes a file of `count` items in three topics; one of them is in the store already.
-fn file_of(dir: &Path, count: u64) -> PathBuf {
+pub(crate) fn file_of(dir: &Path, count: u64) -> PathBuf {
     let topics = ["Distributed Systems", "\"New, and quoted\"", "Theory"];
     let mut text = String::from("itemNumber,title,topic,stock,cost\n");
     for n in FIRST..FIRST + count {
@@ -28,7 +28,7 @@ fn file_of(dir: &Path, count: u64) -> PathBuf {
     path
 }
 
-fn admin(store: &Store, arguments: &[&str]) -> Command {
+pub(crate) fn admin(store: &Store, arguments: &[&str]) -> Command {
     let mut command = Command::new(PYGMY);
     command.args(["admin", "--config"]).arg(store.config()).args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -39,20 +39,20 @@ fn import(store: &Store, file: &Path) -> Child {
     admin(store, &["import", file.to_str().unwrap()]).spawn().unwrap()
 }
 
-async fn ended(child: Child) -> Output {
+pub(crate) async fn ended(child: Child) -> Output {
     // It may print more than a pipe holds.
     let ended = tokio::task::spawn_blocking(|| child.wait_with_output().unwrap());
     tokio::time::timeout(PATIENCE, ended).await.expect("the command ends in time").unwrap()
 }
 
-async fn run(store: &Store, arguments: &[&str]) -> (i32, String, String) {
+pub(crate) async fn run(store: &Store, arguments: &[&str]) -> (i32, String, String) {
     let Output { status, stdout, stderr } = ended(admin(store, arguments).spawn().unwrap()).await;
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code().unwrap(), text(stdout), text(stderr))
 }
 
 /// How many items the list of topics counts.
-async fn counted(store: &Store, front_end: usize) -> u64 {
+pub(crate) async fn counted(store: &Store, front_end: usize) -> u64 {
     let topics: Topics = store.get(front_end, "/topics").await.json().unwrap();
     topics.topics.iter().map(|topic| topic.items).sum()
 }
@@ -164,9 +164,16 @@ async fn of_a_bad_file_nothing_is_loaded() {
     fs::write(&file, good).unwrap();
     let (code, _, error) = run(&store, &["import", path]).await;
     assert_eq!(code, 0, "{error}");
+    let (code, told, error) = run(&store, &["import", path]).await;
+    assert_eq!(code, 0, "{error}");
+    assert!(told.starts_with("this file was imported before: its 2,500 items in 3 "), "{told}");
+
+    // Another file with the same items is another import.
+    fs::write(&file, fs::read_to_string(&file).unwrap() + "\n").unwrap();
     let (code, _, error) = run(&store, &["import", path]).await;
     assert_eq!(code, 1, "{error}");
     assert!(error.contains("line 2: item 1001 exists already"), "{error}");
+    assert_eq!(staged(&store).await, Some(0));
     assert_eq!(counted(&store, 0).await, BEFORE + 2_500);
     store.agreed().await;
     store.verify().await;

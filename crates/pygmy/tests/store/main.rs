@@ -24,6 +24,7 @@ mod membership;
 mod metrics;
 mod overload;
 mod poor;
+mod publishing;
 mod rejoin;
 mod respawn;
 mod selling;
