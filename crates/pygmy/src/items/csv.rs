@@ -5,8 +5,9 @@
 
 use std::io::{self, Write};
 
-/// Splits one line, without its line break, into fields. A quoted field may hold line breaks: then
-/// the record goes on with the next line.
+/// Splits one line, without its `\n`, into fields. A quoted field may hold line breaks: then the
+/// record goes on with the next line. An `\r` at the end of a record belongs to its line break; in
+/// quotes it is text like any other.
 #[derive(Debug, Default)]
 pub(super) struct Record {
     pub(super) fields: Vec<String>,
@@ -43,7 +44,7 @@ impl Record {
             self.fields.push(field);
             match after.strip_prefix(',') {
                 Some(next) => rest = next,
-                None if after.is_empty() => return Ok(true),
+                None if after.is_empty() || after == "\r" => return Ok(true),
                 None => {
                     let reason = "there is text behind the closing quote";
                     return Err((self.fields.len() - 1, reason));
@@ -55,7 +56,8 @@ impl Record {
 
 /// A field without quotes, and what follows it.
 fn plain(text: &str) -> Result<(String, &str), &'static str> {
-    let (field, rest) = text.split_at(text.find(',').unwrap_or(text.len()));
+    let end = text.strip_suffix('\r').unwrap_or(text).len();
+    let (field, rest) = text.split_at(text.find(',').unwrap_or(end));
     match field.contains('"') {
         true => Err("a quote stands within the text; put the whole in quotes and double it"),
         false => Ok((field.to_owned(), rest)),
@@ -120,6 +122,12 @@ mod tests {
             (&[r#"x,"one"#, r#"two",y"#], &["x", "one\ntwo", "y"]),
             (&[r#"""#, "", r#"""#], &["\n\n"]),
             (&[" a , b "], &[" a ", " b "]),
+            (&["a,b\r"], &["a", "b"]),
+            (&["a,\"b\"\r"], &["a", "b"]),
+            (&["a,\r"], &["a", ""]),
+            (&["\r"], &[""]),
+            (&["a\r,b\r\r"], &["a\r", "b\r"]),
+            (&["\"one\r", "two\r\",b\r"], &["one\r\ntwo\r", "b"]),
         ] {
             assert_eq!(fields(lines).unwrap().unwrap(), expected, "{lines:?}");
         }
@@ -135,12 +143,15 @@ mod tests {
 
     #[test]
     fn what_is_written_reads_the_same() {
-        for text in ["", "a", "a,b", "\"", "a\nb", " a ", "ä\"\",\"", "'"] {
-            let mut out = Vec::new();
-            write(&mut out, text).unwrap();
-            let written = String::from_utf8(out).unwrap();
-            let lines: Vec<_> = written.split('\n').collect();
-            assert_eq!(fields(&lines).unwrap().unwrap(), [text]);
+        let breaks = ["a\nb", "a\r\nb", "\r\n", "a\r", "\ra", "\n\r\n\r"];
+        for text in ["", "a", "a,b", "\"", " a ", "ä\"\",\"", "'"].into_iter().chain(breaks) {
+            for line_break in ["", "\r"] {
+                let mut out = Vec::new();
+                write(&mut out, text).unwrap();
+                let written = String::from_utf8(out).unwrap() + line_break;
+                let lines: Vec<_> = written.split('\n').collect();
+                assert_eq!(fields(&lines).unwrap().unwrap(), [text]);
+            }
         }
     }
 }

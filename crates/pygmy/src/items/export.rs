@@ -55,20 +55,12 @@ async fn write_all<W: Write>(
     format: Format,
     mut out: W,
 ) -> anyhow::Result<(u64, W)> {
-    if format == Format::Csv {
-        writeln!(out, "{}", COLUMNS.join(","))?;
-    }
+    write_header(&mut out, format)?;
     let (mut items, mut cursor) = (0, None);
     loop {
         let page = operator.all_items(cursor.as_deref()).await?;
         for item in &page.items {
-            match format {
-                Format::Csv => write_csv(&mut out, item)?,
-                Format::Jsonl => {
-                    serde_json::to_writer(&mut out, item)?;
-                    writeln!(out)?;
-                }
-            }
+            write_item(&mut out, format, item)?;
         }
         items += page.items.len() as u64;
         cursor = page.next;
@@ -79,10 +71,57 @@ async fn write_all<W: Write>(
     }
 }
 
+fn write_header(out: &mut impl Write, format: Format) -> io::Result<()> {
+    match format {
+        Format::Csv => writeln!(out, "{}", COLUMNS.join(",")),
+        Format::Jsonl => Ok(()),
+    }
+}
+
+fn write_item(out: &mut impl Write, format: Format, item: &Item) -> io::Result<()> {
+    match format {
+        Format::Csv => write_csv(out, item),
+        Format::Jsonl => {
+            serde_json::to_writer(&mut *out, item)?;
+            writeln!(out)
+        }
+    }
+}
+
 fn write_csv(out: &mut impl Write, item: &Item) -> io::Result<()> {
     write!(out, "{},", item.item_number)?;
     csv::write(out, &item.title)?;
     write!(out, ",")?;
     csv::write(out, &item.topic)?;
     writeln!(out, ",{},{}", item.stock, item.cost)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::ItemsFile, *};
+
+    #[test]
+    fn line_breaks_in_texts_read_as_they_were_written() {
+        let texts = ["a\r\nb", "\r\n", "a\r", "\n\r", "a\n", "\r\r\n\r", "a,\r\n\"b\""];
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.csv");
+        for format in [Format::Csv, Format::Jsonl] {
+            let items = texts.iter().zip(1..).map(|(text, number)| Item {
+                item_number: number.try_into().unwrap(),
+                title: (*text).to_owned(),
+                topic: (*text).to_owned(),
+                stock: 1,
+                cost: 2,
+            });
+            let mut out = Vec::new();
+            write_header(&mut out, format).unwrap();
+            let items: Vec<_> =
+                items.inspect(|item| write_item(&mut out, format, item).unwrap()).collect();
+            fs::write(&path, out).unwrap();
+            let mut file = ItemsFile::open(&path, Some(format)).unwrap();
+            let read: Vec<_> = std::iter::from_fn(|| file.next().unwrap()).collect();
+            let read: Vec<_> = read.into_iter().map(|next| next.unwrap().1).collect();
+            assert_eq!(read, items);
+        }
+    }
 }

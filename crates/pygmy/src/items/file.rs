@@ -228,7 +228,7 @@ impl ItemsFile {
                     return Ok(Some(Err(BadLine::whole(begin, reason))));
                 }
                 Some(Err(bad)) => return Ok(Some(Err(bad))),
-                Some(Ok(())) if self.buffer.is_empty() && begin == 0 => continue,
+                Some(Ok(())) if begin == 0 && matches!(&self.buffer[..], b"" | b"\r") => continue,
                 Some(Ok(())) => {}
             }
             if begin == 0 {
@@ -273,7 +273,8 @@ impl ItemsFile {
         })
     }
 
-    /// Reads the next line into the buffer, without its line break; of at most `room` bytes.
+    /// Reads the next line into the buffer, without its `\n`; of at most `room` bytes, of which an
+    /// `\r` before that is none.
     fn next_line(&mut self, room: usize) -> io::Result<Next<()>> {
         self.buffer.clear();
         let read = (&mut self.reader).take(room as u64 + 2).read_until(b'\n', &mut self.buffer)?;
@@ -287,11 +288,9 @@ impl ItemsFile {
         }
         if self.buffer.last() == Some(&b'\n') {
             self.buffer.pop();
-            if self.buffer.last() == Some(&b'\r') {
-                self.buffer.pop();
-            }
         }
-        if self.buffer.len() > room {
+        let text = self.buffer.strip_suffix(b"\r").unwrap_or(&self.buffer);
+        if text.len() > room {
             self.ended = true;
             let reason = format!("a record may have {} KiB", MAX_RECORD_BYTES / 1024);
             return Ok(Some(Err(BadLine::whole(self.line, reason))));

@@ -71,8 +71,10 @@ fn good_files_are_read() {
         assert_eq!((checked.items, checked.topics), (2, 2), "{name}");
     }
     // A line break within quotes stays as it is in a file from elsewhere, too.
-    let windows = file("windows.csv", format!("{HEADER}{csv}").replace('\n', "\r\n"));
-    assert_eq!(windows.items()[1], (3, expected[1].clone()));
+    let windows = format!("\n{HEADER}\n\n{csv}\n\n").replace('\n', "\r\n");
+    let windows = file("windows.csv", windows);
+    let items = [(5, expected[0].clone()), (6, item(2, "ö", "two\r\nlines", 0, 0))];
+    assert_eq!(windows.items(), items);
 }
 
 #[test]
