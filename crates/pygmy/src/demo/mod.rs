@@ -15,10 +15,14 @@ mod supervise;
 mod up;
 
 use std::{
+    ffi::OsString,
     fs,
     io::Write,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::Path,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::{DirBuilderExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, bail};
@@ -67,7 +71,10 @@ impl Plan {
     fn of(args: &DemoArgs) -> anyhow::Result<Plan> {
         let settings = Settings::of_process(&[]);
         settings.check_variables()?;
-        let items = args.items.as_deref().map(|file| first_items(&args.dir, file)).transpose()?;
+        let items = match &args.items {
+            Some(file) => Some(first_items(&args.dir, file)?),
+            None => unfinished_items(&args.dir)?,
+        };
         let path = args.dir.join(CONFIG);
         let asked = layout::Asked { layout: args.layout, base_port: args.base_port };
         if path.exists() {
@@ -89,7 +96,12 @@ impl Plan {
         }
         let secret_file = self.config.secret_file();
         if !secret_file.exists() {
-            write(&secret_file, &format!("{}\n", Secret::generate(env)), 0o600)?;
+            write(&secret_file, format!("{}\n", Secret::generate(env)), 0o600)?;
+        }
+        if let Some((file, _)) = &self.items {
+            // Who starts it the next time, should this be broken off, need not know it.
+            let file = std::path::absolute(file.path())?;
+            write(&dir.join(up::LOADING), file.as_os_str().as_bytes(), 0o644)?;
         }
         Ok(())
     }
@@ -109,8 +121,29 @@ fn first_items(dir: &Path, file: &Path) -> anyhow::Result<(ItemsFile, Checked)> 
     Ok((file, checked))
 }
 
+/// The first items of a demo that was broken off while it loaded them.
+fn unfinished_items(dir: &Path) -> anyhow::Result<Option<(ItemsFile, Checked)>> {
+    let recorded = dir.join(up::LOADING);
+    if dir.join(up::BOOTSTRAPPED).exists() || !recorded.exists() {
+        return Ok(None);
+    }
+    let read =
+        fs::read(&recorded).with_context(|| format!("cannot read {}", recorded.display()))?;
+    let file = PathBuf::from(OsString::from_vec(read));
+    let items = first_items(dir, &file).with_context(|| {
+        format!(
+            "the store in {} was to begin with the items of {}; name a file with --items, or \
+             choose another --dir",
+            dir.display(),
+            file.display()
+        )
+    })?;
+    eprintln!("going on with the items of {}", file.display());
+    Ok(Some(items))
+}
+
 /// Writes a whole file or, under its name, nothing.
-fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
+fn write(path: &Path, text: impl AsRef<[u8]>, mode: u32) -> anyhow::Result<()> {
     let unfinished = path.with_extension("new");
     let written = fs::OpenOptions::new()
         .write(true)
@@ -118,7 +151,7 @@ fn write(path: &Path, text: &str, mode: u32) -> anyhow::Result<()> {
         .truncate(true)
         .mode(mode)
         .open(&unfinished)
-        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+        .and_then(|mut file| file.write_all(text.as_ref()).and_then(|()| file.sync_all()))
         .and_then(|()| fs::rename(&unfinished, path));
     written.with_context(|| format!("cannot write {}", path.display()))
 }

@@ -1,15 +1,15 @@
 //! From started processes to a store that sells.
 
-use std::{collections::BTreeMap, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use http::{Method, StatusCode};
 use pygmy_client::{
     Answer, Call, Upstream,
     operator::{Founder, Operator},
-    store::Patience,
+    store::{Patience, StoreError},
 };
-use pygmy_protocol::{Env, RequestContext, http::Secret, registration::Role};
+use pygmy_protocol::{Code, Env, RequestContext, http::Secret, registration::Role};
 use tokio::sync::mpsc;
 
 use super::{
@@ -34,6 +34,8 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 const BOOTSTRAP_TIMEOUT: Duration = Duration::from_secs(15);
 /// Says, in the demo's directory, that the catalog has its first items.
 pub(super) const BOOTSTRAPPED: &str = "bootstrapped";
+/// Until then, in the demo's directory: the path of the file that they come from.
+pub(super) const LOADING: &str = "loading";
 
 /// What a store begins with.
 pub(super) struct First<'a> {
@@ -62,6 +64,7 @@ pub(super) async fn bring_up(
         if !marker.exists() {
             load(env, &mut first).await?;
             super::write(&marker, "The catalog has its first items.\n", 0o644)?;
+            forget_loading(first.dir);
         }
         anyhow::Ok(())
     };
@@ -121,8 +124,19 @@ async fn load(env: &Env, first: &mut First<'_>) -> anyhow::Result<()> {
     let balancers = first.config.urls(Role::Balancer);
     let operator = Operator::new(env, &balancers, first.secret.clone(), Patience::default());
     let operator = operator.map_err(|e| anyhow!(e))?;
-    let loaded = items::load(env, &operator, file, *checked, std::future::pending()).await?;
-    Ok(print::line(loaded)?)
+    let loaded = items::load(env, &operator, file, *checked, std::future::pending()).await;
+    if let Err(error) = &loaded
+        && !error.downcast_ref::<StoreError>().is_some_and(StoreError::is_retryable)
+    {
+        // The same file would be refused again.
+        forget_loading(first.dir);
+    }
+    Ok(print::line(loaded?)?)
+}
+
+/// What stays of it is overwritten, or looked at by nobody.
+fn forget_loading(dir: &Path) {
+    let _ = fs::remove_file(dir.join(LOADING));
 }
 
 fn upstreams(env: &Env, config: &Config) -> anyhow::Result<Vec<(String, Upstream)>> {
@@ -170,13 +184,18 @@ async fn probe(env: &Env, server: &Upstream, path: &str) -> Result<(), String> {
     }
 }
 
-/// Makes the cluster. Asking again is safe: it may have been made just before a demo was stopped.
+/// Makes the cluster. Asking again is safe: it may have been made just before a demo was stopped,
+/// with other items, too.
 async fn bootstrap(env: &Env, first: &First<'_>) -> anyhow::Result<()> {
     let patience = Patience { total: BOOTSTRAP_TIMEOUT, ..Patience::default() };
     let replicas = first.config.urls(Role::Catalog);
     let founder = Founder::new(env, &replicas, first.secret.clone(), patience);
     let items = if first.items.is_some() { Vec::new() } else { books()? };
-    let made = founder.map_err(|e| anyhow!(e))?.bootstrap(&items).await;
-    made.context("the catalog refuses its first items")?;
-    Ok(())
+    match founder.map_err(|e| anyhow!(e))?.bootstrap(&items).await {
+        Err(StoreError::Problem(problem)) if problem.code == Code::IdempotencyKeyReused => {
+            eprintln!("the cluster was made already, with other first items, which stay");
+            Ok(())
+        }
+        made => made.map(drop).context("the catalog refuses its first items"),
+    }
 }

@@ -9,7 +9,10 @@ use std::{
 
 use pygmy_protocol::Env;
 
-use crate::harness::{PYGMY, free_ports, until};
+use crate::{
+    harness::{PYGMY, free_ports, until},
+    items::file_of,
+};
 
 fn demo(dir: &Path, base_port: u16, more: &[&str]) -> Command {
     let mut command = Command::new(PYGMY);
@@ -172,6 +175,52 @@ async fn chaos_says_whom_it_strikes_and_they_come_back() {
     let said = fs::read_to_string(&said).unwrap();
     assert!(said.contains("servers were killed, "), "{said}");
     assert_eq!(servers_of(&dir), Vec::<u32>::new());
+}
+
+#[tokio::test]
+async fn a_demo_that_was_broken_off_while_it_loaded_its_items_goes_on() {
+    const COUNT: u64 = 20_000;
+    let dir = tempfile::tempdir().unwrap();
+    let dir = fs::canonicalize(dir.path()).unwrap();
+    let base = free_ports(&Env::production(), 20);
+    let file = file_of(&dir, COUNT);
+    let with_items = ["--items", file.to_str().unwrap()];
+    let (done, loading) = (dir.join("bootstrapped"), dir.join("loading"));
+    let admin = async |arguments: &[&str]| {
+        let mut command = Command::new(PYGMY);
+        command.args(["admin", "--config"]).arg(dir.join("pygmy.toml")).args(arguments);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+
+    let nodes_and_items = [&["--layout", "nodes"], &with_items[..]].concat();
+    let child = demo(&dir, base, &nodes_and_items).spawn().unwrap();
+    until("it loads", async || {
+        let listed = admin(&["import", "--unfinished", "--json"]).await;
+        // On a fast machine it may be over before that is seen.
+        (listed.contains("items") || done.exists()).then_some(())
+    })
+    .await;
+    signal(&child, rustix::process::Signal::INT);
+    assert!(ended(child).await.status.success());
+    assert!(loading.exists() != done.exists());
+
+    // Without a word of the file; as if it had ended just before the marker was written; and as if
+    // nothing were known of the file.
+    for (more, is_recorded) in [(&[][..], true), (&with_items, true), (&[], true), (&[], false)] {
+        let _ = fs::remove_file(&done);
+        if is_recorded {
+            fs::write(&loading, file.to_str().unwrap()).unwrap();
+        }
+        let child = demo(&dir, base, &[&["--layout", "nodes"], more].concat()).spawn().unwrap();
+        until("it has its items", async || done.exists().then_some(())).await;
+        assert!(admin(&["export"]).await.lines().count() as u64 == 1 + COUNT, "and no others");
+        signal(&child, rustix::process::Signal::INT);
+        let output = ended(child).await;
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{error}");
+        assert!(!loading.exists());
+    }
 }
 
 #[tokio::test]
