@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::bail;
+use pygmy_client::store::StoreError;
 use pygmy_protocol::{
     Env,
     http::Secret,
@@ -40,44 +40,58 @@ pub(super) fn status(env: &Env, cluster: &Cluster, json: bool) -> anyhow::Result
         let replicas = replicas(cluster, &balancers);
         (ask(env, &secret, replicas, "/status").await, balancers)
     })?;
-    if json {
-        print_json(&catalogs, &balancers)?;
-    } else {
+    let print = || {
+        if json {
+            return print_json(&catalogs, &balancers);
+        }
         print_catalogs(&catalogs)?;
         print::line("")?;
-        print_servers(&balancers)?;
-    }
-    check_any(answered(&catalogs).count() + answered(&balancers).count())
+        print_servers(&balancers)
+    };
+    let printed = print();
+    // Also for those who read only the beginning of what is printed.
+    check_any(silence(&catalogs).chain(silence(&balancers))).and(printed)
 }
 
 /// `pygmy admin servers`: a table for each balancer.
 pub(super) fn servers(env: &Env, cluster: &Cluster, json: bool) -> anyhow::Result<()> {
     let secret = cluster.secret()?;
     let balancers = block_on(env, ask(env, &secret, cluster.balancers.clone(), "/servers"))?;
-    if json {
-        print_json(&Vec::new(), &balancers)?;
-    } else {
-        for answer in &balancers {
-            match answer {
-                (_, Ok(servers)) => {
-                    print::line(format_args!("as {} sees them:", servers.balancer))?;
-                    print_servers(std::slice::from_ref(answer))?;
-                }
-                (Part { name, url }, Err(_)) => {
-                    print::line(format_args!("{name} at {} does not answer", place(url)))?;
-                }
-            }
-            print::line("")?;
-        }
-    }
-    check_any(answered(&balancers).count())
+    let printed = match json {
+        true => print_json(&Vec::new(), &balancers),
+        false => balancers.iter().try_for_each(print_view),
+    };
+    check_any(silence(&balancers)).and(printed)
 }
 
-fn check_any(answered: usize) -> anyhow::Result<()> {
-    if answered == 0 {
-        bail!("no server answers; start the store with `pygmy demo` or `pygmy serve`");
+/// What one balancer says.
+fn print_view(answer: &(Part, Result<Servers, String>)) -> anyhow::Result<()> {
+    match answer {
+        (_, Ok(servers)) => {
+            print::line(format_args!("as {} sees them:", servers.balancer))?;
+            print_servers(std::slice::from_ref(answer))?;
+        }
+        (Part { name, url }, Err(_)) => {
+            print::line(format_args!("{name} at {} does not answer", place(url)))?;
+        }
     }
-    Ok(())
+    Ok(print::line("")?)
+}
+
+/// The URL of each server, and why it does not answer if it does not.
+fn silence<T>(answers: &Answers<T>) -> impl Iterator<Item = (&str, Option<&str>)> {
+    answers.iter().map(|(part, answer)| (&*part.url, answer.as_ref().err().map(String::as_str)))
+}
+
+/// Checks that any server answers.
+fn check_any<'a>(servers: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> anyhow::Result<()> {
+    let (mut tried, mut reason) = (Vec::new(), "");
+    for (url, silent) in servers {
+        let Some(why) = silent else { return Ok(()) };
+        tried.push(url.to_owned());
+        reason = why;
+    }
+    Err(StoreError::Unreachable { tried, reason: reason.to_owned() }.into())
 }
 
 /// Those of the configuration and those that the balancers know: they may have been added later.
@@ -330,6 +344,20 @@ mod tests {
         assert_eq!(respawns("order-1", &vec![("b-1", &never), ("b-2", &never)]), None);
         let told = respawns("order-1", &vec![("b-1", &never), ("b-2", &twice)]);
         assert_eq!(told.as_deref(), Some("order-1 2 times"));
+    }
+
+    #[test]
+    fn that_nobody_answers_is_an_error_that_may_pass() {
+        let asked = |answers: [Result<(), &str>; 2]| {
+            let part = Part { name: "n".into(), url: "http://h:1".into() };
+            let answers = answers.map(|a| (part.clone(), a.map_err(str::to_owned))).to_vec();
+            check_any(silence(&answers))
+        };
+        assert!(asked([Err("gone"), Ok(())]).is_ok());
+        let error =
+            asked([Err("gone"), Err("away")]).unwrap_err().downcast::<StoreError>().unwrap();
+        assert!(error.is_retryable(), "it is its own exit code");
+        assert_eq!(error.to_string(), "no server answers at http://h:1, http://h:1: away");
     }
 
     #[test]

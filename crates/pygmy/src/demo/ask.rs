@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use pygmy_protocol::{Env, watched::Reason};
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -136,7 +136,9 @@ async fn ask(args: &RespawnArgs, path: PathBuf) -> anyhow::Result<String> {
         format!("no demo listens at {}; start it with `pygmy demo`", path.display())
     })?;
     let RespawnArgs { reason, name, watcher, .. } = args;
-    stream.write_all(format!("{reason} {name} {watcher}\n").as_bytes()).await?;
+    let asked = stream.write_all(format!("{reason} {name} {watcher}\n").as_bytes()).await;
+    // Its text alone: a pipe that is broken here is none that has enough of our output.
+    asked.map_err(|error| anyhow!("the demo has stopped listening: {error}"))?;
     let line = read_line(&mut stream).await?;
     match line.split_once(' ') {
         Some(("ok", text)) => Ok(text.to_owned()),

@@ -1,10 +1,10 @@
 //! `pygmy admin doctor` on stores that are well, and on stores that are not.
 
-use std::process::Output;
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-use crate::harness::{Layout, Store, until};
+use crate::harness::{Layout, PYGMY, Store, until};
 
 /// What the doctor says of one store: exit code, output, and what goes to stderr.
 fn examine(store: &Store, arguments: &[&str]) -> (Option<i32>, String, String) {
@@ -88,4 +88,37 @@ async fn a_row_that_was_changed_behind_the_stores_back_is_named_and_put_right_as
     store.ended(&changed).await;
     store.spawn(&changed);
     is_well(&store).await;
+}
+
+/// The exit code of a command whose output nobody reads, as of `| head -1` when that has its line.
+fn unread(store: &Store, arguments: &[&str]) -> Option<i32> {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(PYGMY);
+    command.arg("admin").args(arguments).arg("--config").arg(store.config());
+    command.stdout(writer).stderr(Stdio::null()).status().unwrap().code()
+}
+
+#[tokio::test]
+async fn the_exit_code_is_the_verdict_for_those_who_read_no_more_too() {
+    let mut store = Store::start(Layout::Nodes).await;
+    is_well(&store).await;
+    assert_eq!(unread(&store, &["doctor"]), Some(0));
+    assert_eq!(unread(&store, &["status"]), Some(0));
+    let dead = follower(&store).await;
+    store.kill(&dead);
+    assert_eq!(unread(&store, &["doctor"]), Some(1));
+    assert_eq!(unread(&store, &["doctor", "--json"]), Some(1));
+    assert_eq!(unread(&store, &["status"]), Some(0), "somebody answers");
+    for name in store.names().into_iter().filter(|name| *name != dead) {
+        store.kill(&name);
+    }
+    for arguments in [&["status"][..], &["servers"], &["status", "--json"]] {
+        assert_eq!(unread(&store, arguments), Some(3), "{arguments:?}");
+        let output = store.admin(arguments);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(3), "{error}");
+        assert!(error.contains("no server answers at http://127.0.0.1:"), "{error}");
+        assert!(!output.stdout.is_empty(), "who was asked is shown all the same");
+    }
 }

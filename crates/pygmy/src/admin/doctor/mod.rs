@@ -106,12 +106,18 @@ pub(super) fn run(env: &Env, cluster: &Cluster, json: bool) -> anyhow::Result<()
         servers::clocks(&facts),
         servers::versions(&facts),
     ];
-    if json {
-        let is_ok = checks.iter().all(|check| check.verdict < Verdict::Wrong);
-        print::json(&serde_json::json!({ "ok": is_ok, "checks": checks }))?;
+    let verdict = judge(&checks);
+    let printed = if json {
+        let report = serde_json::json!({ "ok": verdict.is_ok(), "checks": checks });
+        print::json(&report).map_err(anyhow::Error::from)
     } else {
-        print_checks(&checks)?;
-    }
+        print_checks(&checks)
+    };
+    // Also for those who read only the beginning of it.
+    verdict.and(printed)
+}
+
+fn judge(checks: &[Check]) -> anyhow::Result<()> {
     let findings = checks.iter().flat_map(|check| &check.findings);
     match findings.filter(|finding| finding.verdict == Verdict::Wrong).count() {
         0 => Ok(()),
