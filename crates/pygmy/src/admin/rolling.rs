@@ -78,7 +78,7 @@ impl Rolling<'_> {
             );
         }
         for process in &left {
-            let ready = self.until(PATIENCE_BEFORE, async || self.is_ready(process, "", 0).await);
+            let ready = self.until(PATIENCE_BEFORE, async || self.is_ready(process, None, 0).await);
             ready.await.map_err(|why| {
                 anyhow!(
                     "{} is not ready: {why}; nothing was restarted. See `pygmy admin status`, and \
@@ -114,8 +114,15 @@ impl Rolling<'_> {
     }
 
     async fn restart(&self, process: &Process, place: &str) -> anyhow::Result<Restarted> {
-        self.say(format_args!("{place}: restarting"))?;
-        let before = self.process_at(&process.url).await.unwrap_or_default();
+        self.say(format_args!("{place}: restarting"));
+        let before = self.until(PATIENCE_BEFORE, async || self.process_at(&process.url).await);
+        let before = before.await.map_err(|why| {
+            anyhow!(
+                "{} does not say which process it is: {why}; it was not restarted, and those after \
+                 it were not either. See `pygmy admin status`, and run the same command again",
+                process.name
+            )
+        })?;
         let index = self.statuses().await.iter().map(|s| s.applied_index).max().unwrap_or(0);
         let (config, program) = (self.config.absolute_path(), program());
         let how = Fill {
@@ -131,45 +138,51 @@ impl Rolling<'_> {
         if let Err(why) = run_command(self.env, &command).await {
             bail!("{} cannot be restarted: {} says {why}; {advice}", process.name, command[0]);
         }
-        let back = self.until(PATIENCE, async || self.is_ready(process, &before, index).await);
+        let back =
+            self.until(PATIENCE, async || self.is_ready(process, Some(&before), index).await);
         back.await.map_err(|why| {
             let seconds = PATIENCE.as_secs();
             let name = &process.name;
             anyhow!("{name} is not ready {seconds} s after its restart: {why}; {advice}")
         })?;
         let took = self.env.now().saturating_since(begun);
-        self.say(format_args!("{place}: ready after {:.1} s", took.as_secs_f64()))?;
+        self.say(format_args!("{place}: ready after {:.1} s", took.as_secs_f64()));
         let ready_after_ms = took.as_millis() as u64;
         Ok(Restarted { name: process.name.clone(), ready_after_ms })
     }
 
-    fn say(&self, line: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
-        if self.json {
-            return Ok(());
+    fn say(&self, line: std::fmt::Arguments<'_>) {
+        if !self.json {
+            // Who has stopped reading it still wants all of them restarted.
+            let _ = print::line(line);
         }
-        Ok(print::line(line)?)
     }
 
     /// Repeats `look` until it finds nothing wrong, or gives what it found last.
-    async fn until(
+    async fn until<T>(
         &self,
         patience: Duration,
-        look: impl AsyncFn() -> Result<(), String>,
-    ) -> Result<(), String> {
+        look: impl AsyncFn() -> Result<T, String>,
+    ) -> Result<T, String> {
         let end = self.env.now() + patience;
         loop {
             match look().await {
                 Err(why) if self.env.now() >= end => return Err(why),
                 Err(_) => self.env.sleep(LOOK_AGAIN).await,
-                Ok(()) => return Ok(()),
+                Ok(found) => return Ok(found),
             }
         }
     }
 
     /// Whether another process than `before` answers there, wants traffic, gets it from every
     /// balancer, and has what the cluster had at `index`; or why not.
-    async fn is_ready(&self, process: &Process, before: &str, index: u64) -> Result<(), String> {
-        if self.process_at(&process.url).await? == before {
+    async fn is_ready(
+        &self,
+        process: &Process,
+        before: Option<&str>,
+        index: u64,
+    ) -> Result<(), String> {
+        if Some(&*self.process_at(&process.url).await?) == before {
             return Err("it has not ended yet".to_owned());
         }
         let answer = self.get(&process.url, "/readyz").await?;
