@@ -5,10 +5,17 @@ use std::collections::BTreeMap;
 use pygmy_client::{Upstream, watch};
 use pygmy_protocol::{Env, registration::Role};
 
-use super::{Config, ConfigError, ServerEntry, overrides::By};
+use super::{Config, ConfigError, Part, ServerEntry, overrides::By};
 
 /// Longest name of a server: it names a directory and stands in every table.
 const MAX_NAME_BYTES: usize = 60;
+/// Heartbeats of Raft that fit into a lease at least; catalog replicas refuse to start otherwise.
+const LEASE_HEARTBEATS: u64 = 4;
+/// Segments of the log that fit at least into what is kept free: one is reserved while another is
+/// written.
+const FREE_SEGMENTS: u64 = 2;
+
+const TIERS: [Role; 4] = [Role::Frontend, Role::Balancer, Role::Order, Role::Catalog];
 
 /// Key and sentence.
 type Wrong = (String, String);
@@ -64,23 +71,83 @@ impl Config {
         of_table("balancer", document.balancer.check())?;
         of_table("frontend", document.frontend.check())?;
         of_table("catalog", document.catalog.check())?;
-        of_table("respawn", document.respawn.check())
+        of_table("respawn", document.respawn.check())?;
+        let (frontend, catalog) = (&document.frontend, &document.catalog);
+        self.check_multiple(
+            ("frontend.lease_ms", frontend.lease_ms),
+            LEASE_HEARTBEATS,
+            ("catalog.raft_heartbeat_ms", catalog.raft_heartbeat_ms),
+        )?;
+        self.check_multiple(
+            ("catalog.min_free_bytes", catalog.min_free_bytes),
+            FREE_SEGMENTS,
+            ("catalog.log_segment_bytes", catalog.log_segment_bytes),
+        )
+    }
+
+    /// Checks that a setting is at least `times` another one. Where only the other one is set, that
+    /// one is to blame.
+    fn check_multiple(
+        &self,
+        (large, value): (&str, u64),
+        times: u64,
+        (small, unit): (&str, u64),
+    ) -> Result<(), Wrong> {
+        let least = times * unit;
+        if value >= least {
+            return Ok(());
+        }
+        let name = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+        let is_set = |key| self.lines.get(key).is_some() || self.overrides.contains(key);
+        if !is_set(large) && is_set(small) {
+            let message = format!(
+                "{} is {unit}; {large} must be at least {times} times as much, and is {value}",
+                name(small)
+            );
+            return Err((small.to_owned(), message));
+        }
+        let message = format!(
+            "{} is {value}; it must be at least {least}, {times} times {small}",
+            name(large)
+        );
+        Err((large.to_owned(), message))
+    }
+
+    /// Servers and their parts are known by their names.
+    fn check_names(&self) -> Result<(), Wrong> {
+        let mut names = BTreeMap::new();
+        let mut parts = BTreeMap::new();
+        for (index, server) in self.servers().iter().enumerate() {
+            let key = || format!("server.{index}.name");
+            if let Some(other) = names.insert(&server.name, index) {
+                let line = self.lines.nearest(&format!("server.{other}.name")).unwrap_or_default();
+                let message =
+                    format!("name {:?} is taken by the server of line {line}", server.name);
+                return Err((key(), message));
+            }
+            for role in TIERS {
+                let Some(Part { name, .. }) = server.part(role) else { continue };
+                if let Some(other) = parts.insert(name.clone(), &server.name) {
+                    let message = format!(
+                        "name {:?} clashes with {other:?}: one of them has all tiers, and its part \
+                         {name} would have the name of the other; rename one",
+                        server.name
+                    );
+                    return Err((key(), message));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_servers(&self) -> Result<(), Wrong> {
-        let mut names = BTreeMap::new();
+        self.check_names()?;
         let mut addresses = BTreeMap::new();
         for (index, server) in self.servers().iter().enumerate() {
             let key = |name: &str| format!("server.{index}.{name}");
             check_server(server).map_err(|(name, message)| (key(name), message))?;
             watch::check_command(server.respawn.as_deref().unwrap_or_default())
                 .map_err(|why| (key("respawn"), format!("respawn {why}")))?;
-            if let Some(other) = names.insert(&server.name, index) {
-                let line = self.lines.nearest(&format!("server.{other}.name")).unwrap_or_default();
-                let message =
-                    format!("name {:?} is taken by the server of line {line}", server.name);
-                return Err((key("name"), message));
-            }
             let listens =
                 [("listen", Some(server.listen)), ("public_listen", server.public_listen)];
             for (name, address) in listens {
@@ -93,7 +160,7 @@ impl Config {
                 }
             }
         }
-        for role in [Role::Frontend, Role::Balancer, Role::Order, Role::Catalog] {
+        for role in TIERS {
             if self.parts(role).is_empty() {
                 let message = format!(
                     "no server does the work of a {role}; add a [[server]] with role = \"{role}\" \

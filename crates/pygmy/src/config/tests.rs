@@ -64,6 +64,26 @@ fn a_bad_value_names_its_line_and_key() {
         ("[catalog]\nraft_heartbeat_ms = 1\n", 2, "raft_heartbeat_ms"),
         ("[frontend]\nlease_ms = 49\n", 2, "lease_ms is 49; it must be from 50 to 10000"),
         ("[frontend]\n\nlease_ms = 10001\n", 3, "lease_ms is 10001"),
+        (
+            "[catalog]\nraft_heartbeat_ms = 60\n[frontend]\nlease_ms = 239\n",
+            4,
+            "lease_ms is 239; it must be at least 240, 4 times catalog.raft_heartbeat_ms",
+        ),
+        (
+            "[frontend]\n[catalog]\nraft_heartbeat_ms = 126\nelection_timeout_min_ms = 378\n",
+            3,
+            "raft_heartbeat_ms is 126; frontend.lease_ms must be at least 4 times as much, and is 500",
+        ),
+        (
+            "[catalog]\nlog_segment_bytes = 67108865\n",
+            2,
+            "log_segment_bytes is 67108865; catalog.min_free_bytes must be at least 2 times as much",
+        ),
+        (
+            "[catalog]\nlog_segment_bytes = 1048576\nmin_free_bytes = 2097151\n",
+            3,
+            "min_free_bytes is 2097151; it must be at least 2097152, 2 times catalog.log_segment",
+        ),
         ("[cluster]\nheartbeat_ms = \n", 2, ""),
         ("[[server]]\nname = \"a\"\nrole = \"shop\"\nlisten = \"127.0.0.1:1\"\n", 3, "shop"),
         ("[[server]]\nname = \"a\"\nrole = \"order\"\nlisten = \"here\"\n", 4, "socket address"),
@@ -100,6 +120,21 @@ fn a_respawn_command_is_the_servers_own_or_that_of_all() {
 }
 
 #[test]
+fn what_just_fits_together_is_valid() {
+    let text = "[frontend]\nlease_ms = 240\n[catalog]\nraft_heartbeat_ms = 60\n\
+                log_segment_bytes = 1048576\nmin_free_bytes = 2097152\n";
+    assert!(load(&format!("{text}{SERVERS}"), &Settings::default()).is_ok());
+    let flags = Settings::of(&[], &[("catalog.raft_heartbeat_ms", "61")]);
+    let wrong = load(&format!("[frontend]\nlease_ms = 240\n{SERVERS}"), &flags).err().unwrap();
+    assert!(
+        wrong.starts_with("etc/pygmy.toml:2: lease_ms is 240; it must be at least 244"),
+        "{wrong}"
+    );
+    let wrong = load(SERVERS, &Settings::of(&[], &[("frontend.lease_ms", "199")])).err().unwrap();
+    assert!(wrong.starts_with("--set frontend.lease_ms: lease_ms is 199"), "{wrong}");
+}
+
+#[test]
 fn servers_must_make_sense_together() {
     let second = "[[server]]\nname = \"one\"\nrole = \"order\"\nlisten = \"127.0.0.1:1\"\n";
     let wrong = error(&format!("{SERVERS}{second}"));
@@ -111,6 +146,12 @@ fn servers_must_make_sense_together() {
         wrong.starts_with("etc/pygmy.toml:10: listen 127.0.0.1:8081 is taken by one"),
         "{wrong}"
     );
+    let second = "[[server]]\nname = \"one-order\"\nrole = \"order\"\nlisten = \"127.0.0.1:1\"\n";
+    for (text, line) in [(format!("{SERVERS}{second}"), 8), (format!("{second}{SERVERS}"), 7)] {
+        let wrong = error(&text);
+        let place = format!("etc/pygmy.toml:{line}: name \"one");
+        assert!(wrong.starts_with(&place) && wrong.contains("its part one-order"), "{wrong}");
+    }
     let wrong = error("[[server]]\nname = \"a\"\nrole = \"all\"\nlisten = \"127.0.0.1:1\"\n");
     assert!(wrong.starts_with("etc/pygmy.toml:1: public_listen is missing"), "{wrong}");
     let wrong = error("[[server]]\nname = \"a\"\nrole = \"order\"\nlisten = \"0.0.0.0:1\"\n");
