@@ -335,6 +335,24 @@ async fn a_server_that_hangs_gets_no_requests_and_is_ended_and_started_again() {
 }
 
 #[tokio::test]
+async fn a_server_that_hangs_while_the_demo_starts_is_started_again() {
+    let mut demo = Demo::start("nodes").await;
+    demo.stop().await;
+    let (dir, port) = (demo.dir.clone(), demo.base + 13);
+    let hang = async {
+        let listens = async || std::net::TcpStream::connect(("127.0.0.1", port)).ok();
+        until("node-3 listens", listens).await;
+        let process = process_of(&dir, "node-3").expect("it listens");
+        kill_process(Pid::from_raw(process.cast_signed()).unwrap(), Signal::STOP).unwrap();
+    };
+    // On a fast machine all may be ready just before; then it is started again after that.
+    tokio::join!(demo.run(), hang);
+    until("node-3 is back", async || demo.said().contains("node-3 is back after").then_some(()))
+        .await;
+    demo.stop().await;
+}
+
+#[tokio::test]
 async fn a_server_that_cannot_be_started_is_tried_less_and_less_often() {
     let mut demo = Demo::start("nodes").await;
     demo.stop().await;
