@@ -45,11 +45,14 @@ pub(crate) fn run(args: &ClientArgs) -> anyhow::Result<()> {
 pub(crate) async fn run_process(env: &Env, store: &Store, out: &Path) -> anyhow::Result<()> {
     let seen = process::run(env, store, create(out)?).await;
     let seen = seen.with_context(|| format!("cannot write {}", out.display()))?;
-    print::line(format_args!(
-        "client process: requests {}, copies bought {}, refused {}, failed {}",
-        seen.requests, seen.bought, seen.refused, seen.failed,
-    ))?;
-    print::line(format_args!("each is in {}", out.display()))?;
+    let printed = print::line(format_args!(
+        "client process: requests {}, copies bought {}, refused {}, failed {}\neach is in {}",
+        seen.requests,
+        seen.bought,
+        seen.refused,
+        seen.failed,
+        out.display()
+    ));
     if seen.failed > 0 {
         bail!(
             "the client process got {} of {} answers",
@@ -57,7 +60,7 @@ pub(crate) async fn run_process(env: &Env, store: &Store, out: &Path) -> anyhow:
             seen.requests
         );
     }
-    Ok(())
+    Ok(printed?)
 }
 
 /// Runs the test cases with their results in `out`, and prints them.
@@ -72,16 +75,16 @@ pub(crate) async fn run_cases(
 ) -> anyhow::Result<()> {
     let cases = cases::run(env, store, operator, create(out)?).await;
     let cases = cases.with_context(|| format!("cannot write {}", out.display()))?;
-    for case in &cases {
-        match &case.result {
-            Ok(_) => print::line(format_args!("PASS {}", case.name))?,
-            Err(_) => print::line(case)?,
-        }
-    }
+    let printed = cases.iter().try_for_each(|case| match &case.result {
+        Ok(_) => print::line(format_args!("PASS {}", case.name)),
+        Err(_) => print::line(case),
+    });
     let failed = cases.iter().filter(|case| !case.passed()).count();
     if failed > 0 {
+        // Also for those who read only the beginning of it.
         bail!("{failed} of {} test cases failed; see {}", cases.len(), out.display());
     }
+    printed?;
     Ok(print::line(format_args!("all {} test cases passed; see {}", cases.len(), out.display()))?)
 }
 

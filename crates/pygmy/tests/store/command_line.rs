@@ -73,6 +73,24 @@ async fn the_client_process_and_the_test_cases_pass() {
 }
 
 #[tokio::test]
+async fn test_cases_that_fail_are_no_success_for_those_who_read_no_more_either() {
+    let store = Store::start(Layout::Nodes).await;
+    // The cases need an item in stock.
+    for item in ["1", "2", "3"] {
+        assert!(store.admin(&["set-stock", item, "0"]).status.success());
+    }
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(PYGMY);
+    command.args(["client", "--tests", "--config"]).arg(store.config());
+    command.current_dir(store.dir()).stdout(writer);
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("test cases failed; see tests.txt"), "{error}");
+}
+
+#[tokio::test]
 async fn an_operator_changes_stock_and_cost_and_sees_the_servers() {
     let mut store = Store::start(Layout::Tiers).await;
     let pygmy = CommandLine { store: &store, servers: store.public_urls() };
