@@ -81,6 +81,23 @@ impl IdentityError {
     }
 }
 
+/// Makes `dir` and what is above it. A directory whose own name a power loss may take keeps nothing.
+fn create_durably(files: &dyn Files, dir: &Path) -> io::Result<()> {
+    let mut missing = Vec::new();
+    for dir in dir.ancestors().filter(|dir| !dir.as_os_str().is_empty()) {
+        if files.exists(dir)? {
+            break;
+        }
+        missing.push(dir);
+    }
+    files.create_dir_all(dir)?;
+    for made in missing {
+        let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty());
+        files.sync_dir(parent.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
+}
+
 /// Marks the identity in `dir` as ended, durably. The first reason stays.
 pub(crate) fn end_identity(files: &dyn Files, dir: &Path, why: &str) -> io::Result<()> {
     let mark = dir.join(ENDED);
@@ -95,7 +112,7 @@ impl DataDir {
     pub(crate) fn open(env: &Env, dir: &Path, name: &str) -> Result<DataDir, IdentityError> {
         let shown = || dir.display().to_string();
         let io = |source| IdentityError::Io { dir: shown(), source };
-        env.files.create_dir_all(dir).map_err(io)?;
+        create_durably(&*env.files, dir).map_err(io)?;
         let lock = env.files.lock(&dir.join(LOCK)).map_err(|e| match e.kind() {
             io::ErrorKind::WouldBlock => IdentityError::Locked(shown()),
             _ => io(e),

@@ -15,9 +15,9 @@
 //! [`leadership`]'s view of it. [`replica`] puts everything together; [`bootstrap`] makes a
 //! cluster of blank replicas, once; [`compact`] keeps the log short; [`ready`] says when a replica
 //! wants traffic; [`damage`] stops a replica whose database is damaged, which [`checks`]
-//! of everything find out at the latest; [`room`] refuses changes
-//! before the disk is full; [`retire`] hands the leadership over before it leaves; [`metrics`] is
-//! what it counts, [`health`] what it says of itself; [`identity`] binds a data directory to one
+//! of everything find out at the latest; [`room`] refuses changes before the disk is full; [`stall`]
+//! hands the leadership over when the disk stalls, [`retire`] before the replica leaves; [`metrics`]
+//! is what it counts, [`health`] what it says of itself; [`identity`] binds a data directory to one
 //! Raft id for its whole life. A replica whose
 //! directory was lost or damaged begins anew ([`rejoin`]) and asks its way back in ([`join`]);
 //! [`members`] is the leader's side of that and of every other change of the membership.
@@ -58,6 +58,7 @@ mod ready;
 mod replica;
 mod retire;
 mod room;
+mod stall;
 
 #[cfg(test)]
 mod storage_suite;

@@ -14,6 +14,7 @@ use std::{
 };
 
 use openraft::{ChangeMembers, Instant, async_runtime::WatchReceiver};
+use pygmy_client::members::status_of;
 use pygmy_protocol::{
     Code, Problem,
     http::{Fatal, Shutdown},
@@ -42,7 +43,9 @@ pub(crate) async fn change(
     let Ok(_alone) = shared.member_changes.try_lock() else {
         return Ok(waiting("another change of the membership is under way"));
     };
-    let step = next(&Known::fresh(shared).await, wish)?;
+    let mut known = Known::fresh(shared).await;
+    known.ask_for_applied(shared, wish).await;
+    let step = next(&known, wish)?;
     if let Step::Done(detail) = step {
         return Ok(MemberProgress { done: true, detail });
     }
@@ -53,7 +56,7 @@ pub(crate) async fn change(
     match shared.env.timeout(STEP_LIMIT, take(shared, step)).await {
         Ok(Ok(())) => Ok(waiting(&detail)),
         Ok(Err(why)) => Err(Problem::unavailable(format!("not done yet: {why}"))),
-        Err(_) => Err(Problem::unavailable("no majority has taken the change yet")),
+        Err(_) => Err(Problem::outcome_unknown("no majority has taken the change yet")),
     }
 }
 
@@ -114,9 +117,13 @@ struct Known {
     is_joint: bool,
     /// Those that have answered a heartbeat lately, this replica included.
     answering: BTreeSet<u64>,
-    /// The last entry of the log, and how far each of the others has it.
+    /// The last entry of the log, the last one that is committed for sure, and how far each of the
+    /// others has it.
     last: u64,
+    committed: u64,
     matched: BTreeMap<u64, u64>,
+    /// How far those whom the change makes voters, or the leader, have applied it.
+    applied: BTreeMap<u64, u64>,
 }
 
 impl Known {
@@ -136,6 +143,28 @@ impl Known {
         }
     }
 
+    /// Asks who is to count, or to lead, how far it has applied its log: until it has, nobody could buy
+    /// or read anything of a leader.
+    async fn ask_for_applied(&mut self, shared: &Shared, wish: &MemberChange) {
+        let concerned: Vec<u64> = match wish {
+            MemberChange::Join(new) | MemberChange::Add(new) => vec![new.id],
+            MemberChange::Replace { new, .. } => vec![new.id],
+            MemberChange::Lead { name } => self.named(name).into_iter().collect(),
+            MemberChange::Remove { .. } | MemberChange::Spare { .. } => Vec::new(),
+        };
+        for id in concerned.into_iter().filter(|id| *id != self.me) {
+            let Some(Member { url, .. }) = self.members.get(&id) else { continue };
+            match status_of(&shared.env, &shared.server.secret, url).await {
+                Ok(status) if status.id == id => {
+                    self.applied.insert(id, status.applied_index);
+                }
+                _ => {
+                    self.answering.remove(&id);
+                }
+            }
+        }
+    }
+
     /// What is known now; those answer that have answered a heartbeat which was sent within the
     /// last `lately`.
     fn of(shared: &Shared, lately: Duration) -> Known {
@@ -150,6 +179,7 @@ impl Known {
             voters: membership.voter_ids().collect(),
             is_joint: membership.get_joint_config().len() > 1,
             last: metrics.last_log_index.unwrap_or(0),
+            committed: metrics.last_applied.map_or(0, |id| id.index),
             ..Known::default()
         };
         if !leads {
@@ -189,9 +219,12 @@ impl Known {
         )))
     }
 
-    /// How far another replica is behind; `None` once it has nearly all.
+    /// How far another replica is behind; `None` once it has nearly all, and has applied it, if it was
+    /// asked for that.
     fn behind(&self, id: u64) -> Option<u64> {
-        let behind = self.last.saturating_sub(self.matched.get(&id).copied().unwrap_or(0));
+        let matched = self.matched.get(&id).copied().unwrap_or(0);
+        let applied = self.applied.get(&id).copied().unwrap_or(u64::MAX);
+        let behind = self.last.saturating_sub(matched.min(applied));
         (behind > NEARLY_ALL || !self.answering.contains(&id)).then_some(behind)
     }
 
@@ -290,6 +323,14 @@ fn next(known: &Known, wish: &MemberChange) -> Result<Step, Problem> {
                     new.name
                 )));
             }
+            let stays = |id: &u64| *id != new.id && known.voters.contains(id);
+            if known.voters.contains(&new.id) && leaving.iter().any(stays) {
+                return Err(refused(format!(
+                    "{} is a voter already, so it takes nobody's place; `pygmy admin remove-replica` \
+                     takes {old} out",
+                    new.name
+                )));
+            }
             if leaving.is_empty() && !known.voters.contains(&new.id) {
                 return Err(refused(format!("no replica named {old} belongs to the cluster")));
             }
@@ -358,10 +399,13 @@ fn lead(known: &Known, name: &str) -> Result<Step, Problem> {
     }
 }
 
-/// Whether the voters that are not named so are a majority that has all but what is on its way.
+/// Whether the voters that are not named so are a majority that has all that was ever acknowledged.
 fn spare(known: &Known, name: &str) -> Step {
     let named = known.named(name);
-    let has_all = |id: &&u64| **id == known.me || known.behind(**id).is_none();
+    let has_all = |id: &&u64| {
+        let matched = known.matched.get(id).copied().unwrap_or(0);
+        **id == known.me || known.answering.contains(id) && matched >= known.committed
+    };
     let others = known.voters.difference(&named).filter(has_all).count();
     if !named.contains(&known.me) && 2 * others > known.voters.len() {
         return Step::Done(format!("{others} of {} voters have everything", known.voters.len()));
@@ -438,7 +482,9 @@ mod tests {
             is_joint: false,
             answering: [1, 2, 3].into(),
             last: 1000,
+            committed: 1000,
             matched: [(2, 1000), (3, 990)].into(),
+            applied: BTreeMap::new(),
         }
     }
 
@@ -514,7 +560,8 @@ mod tests {
     #[test]
     fn nobody_is_replaced_by_a_voter_or_a_namesake() {
         let replace = |old: &str, new| MemberChange::Replace { old: old.to_owned(), new };
-        is_refused(next(&without(three(), 3), &replace("two", new(1, "one"))), "no majority");
+        is_refused(next(&three(), &replace("two", new(1, "one"))), "is a voter already");
+        assert!(matches!(next(&three(), &replace("nine", new(2, "two"))), Ok(Step::Done(_))));
         is_refused(
             next(&three(), &replace("one", new(9, "two"))),
             "belongs to the cluster already",
@@ -529,9 +576,25 @@ mod tests {
         assert!(spare(&three()) && spare(&without(three(), 3)));
         assert!(!spare(&without(three(), 2)), "one of three");
         let mut behind = three();
-        behind.matched.insert(2, 100);
+        behind.matched.insert(2, 999);
         assert!(!spare(&behind), "it answers, and lacks what the third may have");
         assert!(!spare(&Known { me: 3, ..three() }), "the leader itself");
+    }
+
+    #[test]
+    fn who_has_not_applied_its_log_neither_counts_nor_leads() {
+        let wish = MemberChange::Add(new(4, "four"));
+        let mut known = learner(three(), 4, "four", 1000);
+        known.applied.insert(4, 100);
+        assert!(matches!(next(&known, &wish), Ok(Step::Wait(why)) if why.contains("900")));
+        known.applied.insert(4, 950);
+        assert!(matches!(next(&known, &wish), Ok(Step::Swap { .. })));
+        let lead = MemberChange::Lead { name: "two".to_owned() };
+        let mut known = three();
+        known.applied.insert(2, 100);
+        assert!(matches!(next(&known, &lead), Ok(Step::Wait(_))));
+        known.applied.insert(2, 1000);
+        assert_eq!(next(&known, &lead), Ok(Step::HandOver(2, "two".to_owned())));
     }
 
     #[test]

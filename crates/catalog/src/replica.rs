@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use openraft::{RaftSnapshotBuilder, storage::RaftStateMachine};
 use pygmy_client::ServerConfig;
 use pygmy_protocol::{
     env::Env,
@@ -37,6 +38,7 @@ use crate::{
     release::Gate,
     retire::hand_over,
     room::{Room, watch_room},
+    stall::watch_disk,
     state::{
         AppliedHook, Changed, Holders, KeyIndexConfig, Reader, SnapshotStore, StateConfig,
         StateError, StateMachine,
@@ -149,7 +151,8 @@ pub(crate) async fn start(
 ) -> Result<Started, Fatal> {
     check(&config)?;
     let data = open_or_rejoin(&config, env).await?;
-    let Data { dir: data_dir, id, log, machine, reader, gate, damage } = data;
+    let Data { dir: data_dir, id, log, mut machine, reader, gate, damage } = data;
+    keep_what_the_log_lacks(&log, &mut machine, &reader).await?;
     let Config { server, dir, replicas, lease_ms, settings, .. } = config;
     let snapshots = machine.snapshots();
     let measures = Measures::new(machine.snapshot_times());
@@ -221,6 +224,7 @@ pub(crate) async fn start(
         env.spawn(hand_over(Arc::clone(&shared), shutdown.clone())),
         env.spawn(scrub(Arc::clone(&shared), shutdown.clone())),
         env.spawn(watch_room(Arc::clone(&shared), shutdown.clone())),
+        env.spawn(watch_disk(Arc::clone(&shared), shutdown.clone())),
         env.spawn(members::settle(Arc::clone(&shared), shutdown.clone())),
         env.spawn(join_cluster(Arc::clone(&shared), shutdown.clone())),
     ];
@@ -338,6 +342,24 @@ fn state_config(settings: &Settings, name: &str) -> StateConfig {
         wal_autocheckpoint_pages: CHECKPOINT_PAGES + stagger as u32,
         ..StateConfig::default()
     }
+}
+
+/// A process that was killed may leave the database ahead of the log: entries are applied while they
+/// are still being written. Raft then drops its log up to where the database is. A snapshot has to
+/// hold that first: for the next start, if a power loss takes it from the database, and for others.
+async fn keep_what_the_log_lacks(
+    log: &LogStore,
+    machine: &mut StateMachine,
+    reader: &Reader,
+) -> Result<(), Fatal> {
+    let status = reader.status();
+    let applied = status.applied.map_or(0, |id| id.index);
+    if applied <= log.last_index().unwrap_or(0) || applied <= status.snapshot_index {
+        return Ok(());
+    }
+    tracing::info!(applied, "the database is ahead of the log: taking a snapshot");
+    let mut builder = machine.get_snapshot_builder().await;
+    builder.build_snapshot().await.map(drop).map_err(fatal)
 }
 
 /// The log must still hold everything that the database has not applied.

@@ -32,7 +32,7 @@ pub(crate) async fn hand_over(shared: Arc<Shared>, mut shutdown: Shutdown) -> Re
 
 /// The voter to hand the leadership to, if this replica leads: of those that answered a heartbeat
 /// within the lease, the one with most of the log.
-fn successor(shared: &Shared) -> Option<u64> {
+pub(crate) fn successor(shared: &Shared) -> Option<u64> {
     let metrics = shared.raft.metrics();
     let metrics = metrics.borrow_watched();
     let (replication, heartbeat) = (metrics.replication.as_ref()?, metrics.heartbeat.as_ref()?);

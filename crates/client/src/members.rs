@@ -11,7 +11,7 @@ use pygmy_protocol::{
     registration::CatalogStatus,
 };
 
-use crate::{Call, Upstream};
+use crate::{Call, Failure, Upstream};
 
 /// Longest wait for the leader. One step of a change is done within it.
 const LIMIT: Duration = Duration::from_secs(8);
@@ -47,7 +47,11 @@ impl Members {
         let call = Call::new(Method::POST, PATH, context).with_secret(&self.secret);
         let call = call.with_key(&key).with_json(change);
         let answer = leader.send(&call, LIMIT).await.map_err(|failure| {
-            Problem::unavailable(format!("{} does not answer: {failure}", leader.url()))
+            let detail = format!("{} does not answer: {failure}", leader.url());
+            match failure {
+                Failure::Unanswered(_) => Problem::outcome_unknown(detail),
+                Failure::Refused(_) | Failure::NotSent(_) => Problem::unavailable(detail),
+            }
         })?;
         answer.json()
     }

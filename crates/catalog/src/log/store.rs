@@ -6,6 +6,7 @@ use std::{
     ops::{Bound, Range, RangeBounds},
     path::Path,
     sync::Arc,
+    time::Duration,
 };
 
 use openraft::{
@@ -57,7 +58,8 @@ impl LogStore {
     /// for the data of a later build; [`LogError::Io`].
     pub(crate) fn open(env: &Env, dir: &Path, config: LogConfig) -> Result<LogStore, LogError> {
         let (shared, mut writer) = recovery::open(env, dir, config.clamped())?;
-        // The queue is bounded by openraft, which waits for the callbacks of what it appends.
+        // On a follower the queue is bounded by what the leader has under way. A leader whose disk
+        // stalls goes on for a moment, until it gives way (`stall`).
         let worker = Worker::start(env, "log", move |jobs| writer.drain(jobs));
         Ok(LogStore { shared, worker: Arc::new(worker) })
     }
@@ -76,6 +78,11 @@ impl LogStore {
     pub(crate) fn holds_data(&self) -> bool {
         let table = self.shared.table();
         table.vote.is_some() || table.last.is_some()
+    }
+
+    /// How long what is to be written has been waited for, or is being written.
+    pub(crate) fn busy_for(&self) -> Duration {
+        self.worker.busy_for()
     }
 
     /// Figures for the metrics.

@@ -3,7 +3,10 @@
 use std::{path::Path, time::Duration};
 
 use pygmy_protocol::order::OrderNumber;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, hooks::Wal, params,
+    wal::CheckpointMode,
+};
 
 use super::{StateError, meta::Meta, rows::sql};
 
@@ -139,12 +142,17 @@ pub(super) fn open_writer(
     wal_autocheckpoint_pages: u32,
 ) -> Result<Connection, StateError> {
     let open = || {
-        let db = Connection::open(path)?;
+        let mut db = Connection::open(path)?;
         db.busy_timeout(BUSY_TIMEOUT)?;
         db.set_prepared_statement_cache_capacity(PREPARED_STATEMENTS);
         db.pragma_update(None, "journal_mode", "WAL")?;
         db.pragma_update(None, "synchronous", "NORMAL")?;
-        db.pragma_update(None, "wal_autocheckpoint", wal_autocheckpoint_pages)?;
+        // SQLite's own checkpoints forget their errors and are tried again: an fsync that failed, after
+        // which the system takes for clean what it has not written, would then have seemed to succeed.
+        db.wal_hook(Some(move |wal: &mut Wal, pages| match pages {
+            few if few < wal_autocheckpoint_pages.cast_signed() => Ok(()),
+            _ => checkpoint(wal),
+        }))?;
         db.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
         // 64 MiB: the items that sell and the upper pages of the tables stay in memory.
         db.pragma_update(None, "cache_size", -64 * 1024)?;
@@ -152,6 +160,15 @@ pub(super) fn open_writer(
         Ok(db)
     };
     open().map_err(|e: StateError| e.in_database(path))
+}
+
+/// Moves what the write-ahead log holds into the database, as far as no reader needs it.
+fn checkpoint(wal: &mut Wal) -> rusqlite::Result<()> {
+    match wal.checkpoint_v2(CheckpointMode::PASSIVE) {
+        // Somebody else is at it.
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
+        done => done.map(drop),
+    }
 }
 
 /// Opens the database, which the writer has opened before, for reading.

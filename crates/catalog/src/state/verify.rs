@@ -57,7 +57,9 @@ impl Found {
         }
         self.items += 1;
         self.state_hash = self.state_hash.wrapping_add(row.hash());
-        self.unaccounted.insert(row.item.item_number, row.sold.into());
+        if row.sold > 0 {
+            self.unaccounted.insert(row.item.item_number, row.sold.into());
+        }
         let mut shown_under = 0;
         match self.imports.get_mut(&row.import) {
             Some((import, missing)) => {

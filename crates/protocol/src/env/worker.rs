@@ -1,9 +1,10 @@
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
-use super::Env;
+use super::{Clock, Env, Instant};
 
 /// Starts blocking work outside the async tasks.
 pub trait Workers: Send + Sync {
@@ -26,8 +27,15 @@ pub trait Wake: Send + Sync {
 /// The queue has no bound of its own: whoever submits waits for the completion of what it
 /// submitted, and bounds how much that is.
 pub struct Worker<J> {
-    queue: Arc<Mutex<VecDeque<J>>>,
+    clock: Arc<dyn Clock>,
+    queue: Arc<Mutex<Queue<J>>>,
     handle: Box<dyn Wake>,
+}
+
+struct Queue<J> {
+    jobs: VecDeque<J>,
+    /// Since when there has been something to do, or since the handler last came back.
+    busy_since: Option<Instant>,
 }
 
 impl<J: Send + 'static> Worker<J> {
@@ -38,26 +46,45 @@ impl<J: Send + 'static> Worker<J> {
         name: &str,
         mut handle: impl FnMut(&mut VecDeque<J>) + Send + 'static,
     ) -> Worker<J> {
-        let queue = Arc::new(Mutex::new(VecDeque::new()));
-        let shared = Arc::clone(&queue);
+        let queue = Arc::new(Mutex::new(Queue { jobs: VecDeque::new(), busy_since: None }));
+        let (shared, clock) = (Arc::clone(&queue), Arc::clone(&env.clock));
         let mut taken = VecDeque::new();
         let work = move || {
-            taken.append(&mut shared.lock().unwrap_or_else(PoisonError::into_inner));
-            if !taken.is_empty() {
-                handle(&mut taken);
+            taken.append(&mut lock(&shared).jobs);
+            if taken.is_empty() {
+                return;
             }
+            handle(&mut taken);
+            let mut queue = lock(&shared);
+            let is_idle = taken.is_empty() && queue.jobs.is_empty();
+            queue.busy_since = (!is_idle).then(|| clock.now());
         };
-        Worker { queue, handle: env.workers.start(name, Box::new(work)) }
+        let clock = Arc::clone(&env.clock);
+        Worker { clock, queue, handle: env.workers.start(name, Box::new(work)) }
     }
 
     /// Queues `job`.
     pub fn submit(&self, job: J) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push_back(job);
+        let mut queue = lock(&self.queue);
+        queue.jobs.push_back(job);
+        queue.busy_since.get_or_insert_with(|| self.clock.now());
+        drop(queue);
         self.handle.wake();
     }
 
     /// How many jobs wait (without those handed to the handler).
     pub fn waiting(&self) -> usize {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).len()
+        lock(&self.queue).jobs.len()
     }
+
+    /// How long the handler has been at what it was given last, or has been waited for: long if the
+    /// disk has stalled. Zero when there is nothing to do.
+    pub fn busy_for(&self) -> Duration {
+        let busy_since = lock(&self.queue).busy_since;
+        busy_since.map_or(Duration::ZERO, |since| self.clock.now().saturating_since(since))
+    }
+}
+
+fn lock<J>(queue: &Mutex<Queue<J>>) -> MutexGuard<'_, Queue<J>> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -28,3 +28,4 @@ mod publishing;
 mod rejoin;
 mod respawn;
 mod selling;
+mod stalled_disk;
