@@ -14,6 +14,7 @@ pub struct ReplicaAddress {
 }
 
 /// What a catalog replica is started with.
+#[derive(Clone)]
 pub struct Config {
     /// What every server has.
     pub server: ServerConfig,

@@ -70,7 +70,7 @@ use std::sync::Arc;
 use pygmy_protocol::{
     Env,
     env::Listener,
-    http::{Fatal, Shutdown, Tier, wrap},
+    http::{Fatal, Shutdown, Tier, serve_starting, wrap},
     registration::Role,
 };
 
@@ -101,12 +101,17 @@ pub async fn start(config: Config, env: &Env, shutdown: Shutdown) -> Result<Tier
 pub async fn run(
     config: Config,
     env: Env,
-    listener: Box<dyn Listener>,
+    mut listener: Box<dyn Listener>,
     shutdown: Shutdown,
 ) -> Result<(), Fatal> {
     let limits = config.server.limits.clone();
+    let process = config.server.process.clone();
     let inner = async {
-        let tier = start(config, &env, shutdown.clone()).await?;
+        let tier = tokio::select! {
+            biased;
+            tier = start(config, &env, shutdown.clone()) => tier?,
+            never = serve_starting(&env, &mut listener, &process) => match never {},
+        };
         tier.run(&env, listener, &limits, shutdown).await
     };
     env.enter(inner).await

@@ -20,7 +20,9 @@ use pygmy_protocol::{
 };
 
 use crate::{
-    Config, ReplicaAddress, identity,
+    Config, ReplicaAddress,
+    checks::Checks,
+    identity,
     replica::{Data, OpenError, open},
 };
 
@@ -31,7 +33,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Opens the data directory, or a blank one in its place.
 pub(crate) async fn open_or_rejoin(config: &Config, env: &Env) -> Result<Data, Fatal> {
-    let why = match open(config, env) {
+    let why = match open_apart(config, env).await {
         Ok(data) => return Ok(data),
         Err(OpenError::Other(why)) => return Err(Fatal(why)),
         Err(OpenError::Ended(why)) => why,
@@ -49,7 +51,14 @@ pub(crate) async fn open_or_rejoin(config: &Config, env: &Env) -> Result<Data, F
     };
     tracing::warn!(answer, "the others have everything: this replica begins anew, and blank");
     identity::clear(env, &config.dir, &why).map_err(|error| Fatal(error.to_string()))?;
-    open(config, env).map_err(|error| Fatal(error.to_string()))
+    open_apart(config, env).await.map_err(|error| Fatal(error.to_string()))
+}
+
+/// Opens the data directory on a worker: that may take minutes, while the server says that it lives.
+async fn open_apart(config: &Config, env: &Env) -> Result<Data, OpenError> {
+    let (config, inner) = (config.clone(), env.clone());
+    let opened = Checks::start(env).run(move || open(&config, &inner)).await;
+    opened.unwrap_or_else(|| Err(OpenError::Other("the data was not opened".to_owned())))
 }
 
 /// What a leader says that has a majority without this replica, once there is one.

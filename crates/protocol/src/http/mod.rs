@@ -14,6 +14,7 @@ mod lanes;
 mod layers;
 mod measure;
 mod serve;
+mod starting;
 mod tier;
 mod upgrade;
 
@@ -24,6 +25,7 @@ pub use layers::{PROCESS, Probes, Readiness, livez, metrics_text, wrap};
 pub(crate) use measure::Routes;
 pub use measure::{Line, Measure};
 pub use serve::{Shutdown, Stopper, serve, shutdown};
+pub use starting::serve_starting;
 pub use tier::{Fatal, Tier, run_tasks};
 pub use upgrade::{Upgraded, accept_upgrade};
 

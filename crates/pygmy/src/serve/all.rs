@@ -17,9 +17,11 @@ use pygmy_client::{Call, LocalPlace, Upstream};
 use pygmy_protocol::{
     Code, Env, Problem, RequestContext,
     env::Listener,
-    http::{Fatal, Json, Shutdown, Tier, livez, metrics_text, run_tasks, serve},
+    http::{Fatal, Json, Shutdown, Tier, livez, metrics_text, run_tasks, serve, serve_starting},
     registration::Role,
 };
+
+use tokio::task::JoinHandle;
 
 use super::tiers::Tiers;
 
@@ -30,20 +32,19 @@ const READY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Runs all tiers until `stopped`: internal routes on `internal`, public ones on `public`.
 pub(super) async fn run(
     tiers: Tiers,
-    internal: Box<dyn Listener>,
-    public: Box<dyn Listener>,
+    mut internal: Box<dyn Listener>,
+    mut public: Box<dyn Listener>,
     stopped: Shutdown,
 ) -> Result<(), Fatal> {
     let places: BTreeMap<Role, LocalPlace> =
         PARTS.into_iter().map(|role| (role, LocalPlace::default())).collect();
-    let env = &tiers.env;
-    let (mut tasks, mut background) = (Vec::new(), Vec::new());
-    for (role, place) in &places {
-        let tier = start(&tiers, *role, &places, &stopped).await?;
-        tasks.extend(tier.tasks);
-        background.extend(tier.background);
-        place.fill(tier.router, tier.direct);
-    }
+    let (env, process) = (&tiers.env, &tiers.process);
+    let (tasks, background) = tokio::select! {
+        biased;
+        started = start_all(&tiers, &places, &stopped) => started?,
+        never = serve_starting(env, &mut internal, process) => match never {},
+        never = serve_starting(env, &mut public, process) => match never {},
+    };
     let (limits, inner_limits) = (&tiers.limits(), &tiers.internal_limits());
     let metrics = &tiers.metrics;
     let inside = internal_routes(&tiers, &places);
@@ -55,6 +56,25 @@ pub(super) async fn run(
         );
     };
     run_tasks(tasks, background, serving).await
+}
+
+type Tasks = (Vec<JoinHandle<Result<(), Fatal>>>, Vec<JoinHandle<Fatal>>);
+
+/// Starts all tiers, each in its place. Gives their tasks, and those that go on while the server
+/// drains.
+async fn start_all(
+    tiers: &Tiers,
+    places: &BTreeMap<Role, LocalPlace>,
+    stopped: &Shutdown,
+) -> Result<Tasks, Fatal> {
+    let (mut tasks, mut background) = (Vec::new(), Vec::new());
+    for (role, place) in places {
+        let tier = start(tiers, *role, places, stopped).await?;
+        tasks.extend(tier.tasks);
+        background.extend(tier.background);
+        place.fill(tier.router, tier.direct);
+    }
+    Ok((tasks, background))
 }
 
 async fn start(
