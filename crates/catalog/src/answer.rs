@@ -10,6 +10,7 @@ use openraft::{errors::RaftError, storage::Snapshot};
 use pygmy_protocol::{env::BoxFuture, planted};
 
 use crate::{
+    apart::Apart,
     peer::{Answering, Message, Reply},
     propose::WriteError,
     raft::{SnapshotMeta, Vote},
@@ -25,6 +26,7 @@ pub(crate) struct Answers {
 }
 
 struct Incoming {
+    worker: Apart,
     vote: Vote,
     meta: SnapshotMeta,
     /// How many bytes there will be, and how many have come.
@@ -121,30 +123,29 @@ async fn answer_follower(shared: &Shared, message: Message) -> Reply {
 }
 
 async fn answer_snapshot(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     slot: &Mutex<Option<Incoming>>,
     message: Message,
 ) -> Reply {
     let lock = || slot.lock().unwrap_or_else(PoisonError::into_inner);
-    let taken = match message {
-        Message::SnapshotBegin { vote, meta, bytes } => {
-            begin(shared, vote, *meta, bytes).map(|incoming| {
-                *lock() = Some(incoming);
-            })
+    // Taken out for as long as it is worked on: the sender waits for each answer.
+    let incoming = lock().take();
+    let taken = match (message, incoming) {
+        (Message::SnapshotBegin { vote, meta, bytes }, _) => {
+            begin(shared, vote, *meta, bytes).await
         }
-        Message::SnapshotChunk(chunk) => match lock().as_mut() {
-            Some(incoming) => incoming.take(&chunk),
-            None => Err(TransferError::OutOfOrder("a piece of a snapshot that never began")),
-        },
-        _ => {
-            let Some(incoming) = lock().take() else {
-                return Reply::Failed("the end of a snapshot that never began".to_owned());
-            };
-            return install(shared, incoming).await;
+        (Message::SnapshotChunk(chunk), Some(incoming)) => incoming.take(chunk).await,
+        (Message::SnapshotChunk(_), None) => {
+            Err(TransferError::OutOfOrder("a piece of a snapshot that never began"))
         }
+        (_, Some(incoming)) => return install(shared, incoming).await,
+        (_, None) => return Reply::Failed("the end of a snapshot that never began".to_owned()),
     };
     match taken {
-        Ok(()) => Reply::SnapshotTaken,
+        Ok(incoming) => {
+            *lock() = Some(incoming);
+            Reply::SnapshotTaken
+        }
         Err(error) => Reply::Failed(format!("the snapshot cannot be stored: {error}")),
     }
 }
@@ -158,36 +159,49 @@ enum TransferError {
     NoRoom { bytes: u64, room: u64 },
     #[error("it has {bytes} bytes, and {received} came")]
     Length { bytes: u64, received: u64 },
+    #[error("the replica is stopping")]
+    Stopped,
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
     File(#[from] StateError),
 }
 
-fn begin(
-    shared: &Shared,
+async fn begin(
+    shared: &Arc<Shared>,
     vote: Vote,
     meta: SnapshotMeta,
     bytes: u64,
 ) -> Result<Incoming, TransferError> {
-    let room = shared.env.files.free_bytes(&shared.dir)?;
-    // Twice: the file, and the database that it becomes.
-    if room < bytes.saturating_mul(2).saturating_add(shared.settings.min_free_bytes) {
-        return Err(TransferError::NoRoom { bytes, room });
-    }
+    let worker = Apart::start(&shared.env, "receive");
+    let replica = Arc::clone(shared);
+    let made = worker.run(move || {
+        let room = replica.env.files.free_bytes(&replica.dir)?;
+        // Twice: the file, and the database that it becomes.
+        let needed = bytes.saturating_mul(2).saturating_add(replica.settings.min_free_bytes);
+        if room < needed {
+            return Err(TransferError::NoRoom { bytes, room });
+        }
+        Ok(replica.snapshots.incoming()?)
+    });
+    let file = made.await.unwrap_or(Err(TransferError::Stopped))?;
     tracing::info!(%meta, bytes, "receiving a snapshot");
-    Ok(Incoming { vote, meta, bytes, received: 0, file: shared.snapshots.incoming()? })
+    Ok(Incoming { worker, vote, meta, bytes, received: 0, file })
 }
 
 impl Incoming {
-    fn take(&mut self, chunk: &[u8]) -> Result<(), TransferError> {
-        let received = self.received + chunk.len() as u64;
+    /// It with one piece more.
+    async fn take(mut self, chunk: Vec<u8>) -> Result<Incoming, TransferError> {
+        let offset = self.received;
+        let received = offset + chunk.len() as u64;
         if received > self.bytes {
             return Err(TransferError::Length { bytes: self.bytes, received });
         }
-        self.file.write_all_at(chunk, self.received)?;
+        let file = self.file.clone();
+        let written = self.worker.run(move || file.write_all_at(&chunk, offset)).await;
+        written.ok_or(TransferError::Stopped)??;
         self.received = received;
-        Ok(())
+        Ok(self)
     }
 
     /// A damaged snapshot must not reach Raft: there it would end the node.
@@ -198,7 +212,7 @@ impl Incoming {
         let file = self.file.clone();
         match shared.checks.run(move || file.verify()).await {
             Some(verified) => Ok(verified.map(|_| ())?),
-            None => Err(TransferError::OutOfOrder("the replica is stopping")),
+            None => Err(TransferError::Stopped),
         }
     }
 }

@@ -14,8 +14,8 @@
 //! Raft itself is openraft, behind [`raft`]'s types and runtime, [`peer`]'s network and
 //! [`leadership`]'s view of it. [`replica`] puts everything together; [`bootstrap`] makes a
 //! cluster of blank replicas, once; [`compact`] keeps the log short; [`ready`] says when a replica
-//! wants traffic; [`damage`] stops a replica whose database is damaged, which [`checks`]
-//! of everything find out at the latest; [`room`] refuses changes before the disk is full; [`stall`]
+//! wants traffic; [`damage`] stops a replica whose database is damaged, which its daily
+//! check of everything finds out at the latest; [`room`] refuses changes before the disk is full; [`stall`]
 //! hands the leadership over when the disk stalls, [`retire`] before the replica leaves; [`metrics`]
 //! is what it counts, [`health`] what it says of itself; [`identity`] binds a data directory to one
 //! Raft id for its whole life. A replica whose
@@ -43,7 +43,7 @@ mod members;
 mod rejoin;
 
 mod answer;
-mod checks;
+mod apart;
 mod compact;
 mod damage;
 #[cfg(feature = "fuzzing")]

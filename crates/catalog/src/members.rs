@@ -297,6 +297,14 @@ fn next(known: &Known, wish: &MemberChange) -> Result<Step, Problem> {
                     new.name
                 )));
             }
+            if old.is_empty() && !known.voters.contains(&new.id) {
+                // It takes nobody's place by itself: whoever makes it one more, or has it replace
+                // another, does that in one step.
+                return Ok(Step::Wait(format!(
+                    "{} waits for the command that adds it to go on",
+                    new.name
+                )));
+            }
             if old.iter().any(|id| known.answering.contains(id)) {
                 return Err(refused(format!(
                     "{} belongs to the cluster already and answers, under another identity: two \
@@ -595,6 +603,18 @@ mod tests {
         assert!(matches!(next(&known, &lead), Ok(Step::Wait(_))));
         known.applied.insert(2, 1000);
         assert_eq!(next(&known, &lead), Ok(Step::HandOver(2, "two".to_owned())));
+    }
+
+    #[test]
+    fn who_takes_nobodys_place_does_not_become_a_voter_by_its_own_wish() {
+        // An operator has it replace another one, in a single change.
+        let known = learner(three(), 4, "four", 1000);
+        let own = next(&known, &MemberChange::Join(new(4, "four")));
+        assert!(matches!(own, Ok(Step::Wait(_))), "{own:?}");
+        let wish = MemberChange::Replace { old: "two".to_owned(), new: new(4, "four") };
+        assert!(
+            matches!(next(&known, &wish), Ok(Step::Swap { joins: Some(_), leaves }) if leaves.len() == 1)
+        );
     }
 
     #[test]

@@ -21,7 +21,7 @@ use pygmy_protocol::{
 
 use crate::{
     Config, ReplicaAddress,
-    checks::Checks,
+    apart::Apart,
     identity,
     replica::{Data, OpenError, open},
 };
@@ -57,7 +57,7 @@ pub(crate) async fn open_or_rejoin(config: &Config, env: &Env) -> Result<Data, F
 /// Opens the data directory on a worker: that may take minutes, while the server says that it lives.
 async fn open_apart(config: &Config, env: &Env) -> Result<Data, OpenError> {
     let (config, inner) = (config.clone(), env.clone());
-    let opened = Checks::start(env).run(move || open(&config, &inner)).await;
+    let opened = Apart::start(env, "open").run(move || open(&config, &inner)).await;
     opened.unwrap_or_else(|| Err(OpenError::Other("the data was not opened".to_owned())))
 }
 

@@ -19,7 +19,7 @@ use tokio::{sync::watch, task::JoinHandle};
 
 use crate::{
     Config, ReplicaAddress, Settings,
-    checks::Checks,
+    apart::Apart,
     compact::compact_log,
     damage::{Damage, scrub, watch_damage},
     holders::remove_lapsed,
@@ -79,7 +79,7 @@ pub(crate) struct Shared {
     /// Held while the membership is changed.
     pub(crate) member_changes: tokio::sync::Mutex<()>,
     /// Does checks of whole files, one after the other.
-    pub(crate) checks: Checks,
+    pub(crate) checks: Apart,
     /// Held as long as the replica lives.
     _dir: DataDir,
 }
@@ -158,7 +158,7 @@ pub(crate) async fn start(
     let measures = Measures::new(machine.snapshot_times());
     let rejected = server.metrics.rejections("min_free_bytes");
     let room = Room::new(env, dir.clone(), settings.min_free_bytes, rejected);
-    let checks = Checks::start(env);
+    let checks = Apart::start(env, "checks");
     let network = PeerNetwork {
         env: env.clone(),
         id,

@@ -70,7 +70,21 @@ impl Cluster {
             stoppers.push(stopper);
             dirs.push(dir);
         }
-        Cluster { env, secret, replicas, _stoppers: stoppers, _dirs: dirs }
+        let cluster = Cluster { env, secret, replicas, _stoppers: stoppers, _dirs: dirs };
+        for replica in 0..cluster.replicas.len() {
+            cluster.opened(replica).await;
+        }
+        cluster
+    }
+
+    /// Waits until a replica has opened its data.
+    async fn opened(&self, replica: usize) {
+        let opened = async {
+            while self.get(replica, "/status").await.status != 200 {
+                self.env.sleep(Duration::from_millis(5)).await;
+            }
+        };
+        self.env.timeout(PATIENCE, opened).await.expect("it opens its data in time");
     }
 
     /// The same with one item: number 7, 20 copies at 500.

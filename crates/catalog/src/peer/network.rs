@@ -21,7 +21,7 @@ use super::{
     message::{Message, Reply},
 };
 use crate::{
-    checks::Checks,
+    apart::Apart,
     damage::Damage,
     raft::{LogId, Member, TypeConfig, Vote},
     state::{SnapshotFile, StateError},
@@ -44,7 +44,7 @@ pub(crate) struct PeerNetwork {
     pub(crate) env: Env,
     pub(crate) id: u64,
     pub(crate) secret: Secret,
-    pub(crate) checks: Checks,
+    pub(crate) checks: Apart,
     pub(crate) damage: Arc<Damage>,
 }
 
@@ -66,7 +66,7 @@ impl RaftNetworkFactory<TypeConfig> for PeerNetwork {
 pub(crate) struct PeerClient {
     env: Env,
     link: Arc<Link>,
-    checks: Checks,
+    checks: Apart,
     damage: Arc<Damage>,
 }
 
@@ -215,10 +215,16 @@ impl PeerClient {
         self.check(&file).await.map_err(unreadable)?;
         let url = self.link.url();
         tracing::info!(to = url, last = last.map(|id| id.index), bytes, "sending a snapshot");
+        // Not behind a check of everything, which may take minutes.
+        let reading = Apart::start(&self.env, "send");
         let mut offset = 0;
         while offset < bytes {
-            let mut chunk = vec![0; CHUNK_BYTES.min((bytes - offset) as usize)];
-            file.read_exact_at(&mut chunk, offset).map_err(unreadable)?;
+            let (file, length) = (file.clone(), CHUNK_BYTES.min((bytes - offset) as usize));
+            let read = reading.run(move || {
+                let mut chunk = vec![0; length];
+                file.read_exact_at(&mut chunk, offset).map(|()| chunk)
+            });
+            let chunk = read.await.unwrap_or(Err(StateError::Stopped)).map_err(unreadable)?;
             offset += chunk.len() as u64;
             self.expect_taken(Message::SnapshotChunk(chunk)).await?;
         }
