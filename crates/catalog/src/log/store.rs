@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{Stream, TryStreamExt, future, stream};
 use openraft::{
     LogState, OptionalSend, RaftLogReader,
     storage::{IOFlushed, RaftLogStorage},
@@ -106,6 +107,24 @@ impl RaftLogReader<TypeConfig> for LogStore {
         range: R,
     ) -> io::Result<Vec<Entry>> {
         self.shared.read(half_open(&range), usize::MAX)
+    }
+
+    /// In steps: after a power loss that took much from the database, all of it would be as much memory,
+    /// and nobody else would have a turn meanwhile.
+    async fn entries_stream<R: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: R,
+    ) -> impl Stream<Item = io::Result<Entry>> + OptionalSend {
+        let (shared, Range { start, end }) = (Arc::clone(&self.shared), half_open(&range));
+        let steps = stream::try_unfold(start, move |next| {
+            let step = if next < end { shared.read(next..end, READ_BYTES) } else { Ok(Vec::new()) };
+            let step = step.map(|step| {
+                let next = step.last()?.log_id.index + 1;
+                Some((stream::iter(step.into_iter().map(Ok)), next))
+            });
+            future::ready(step)
+        });
+        steps.try_flatten()
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
