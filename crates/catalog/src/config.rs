@@ -45,7 +45,7 @@ pub struct Settings {
     /// The longest such wait: each follower draws its own in between, so that they do not ask at
     /// the same time.
     pub election_timeout_max_ms: u64,
-    /// Most requests in one log entry, 1 to 10,000.
+    /// Most requests in one log entry, 1 to 4,096.
     pub batch_requests_max: usize,
     /// Most requests that wait for the leader; over it: 503.
     pub waiting_requests_max: usize,
@@ -113,7 +113,8 @@ impl Settings {
         within("election_timeout_min_ms", self.election_timeout_min_ms, heartbeats..=60_000)?;
         let above_min = self.election_timeout_min_ms + 1;
         within("election_timeout_max_ms", self.election_timeout_max_ms, above_min..=120_000)?;
-        within("batch_requests_max", self.batch_requests_max as u64, 1..=10_000)?;
+        // A batch and what a follower adds to it at last, with the longest items, fit one frame.
+        within("batch_requests_max", self.batch_requests_max as u64, 1..=4_096)?;
         within("waiting_requests_max", self.waiting_requests_max as u64, 1..=1_000_000)?;
         within("snapshot_log_bytes", self.snapshot_log_bytes, 1024..=u64::MAX)?;
         within("snapshot_log_entries", self.snapshot_log_entries, 1..=u64::MAX)?;
