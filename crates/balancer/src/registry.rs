@@ -97,10 +97,13 @@ impl Registry {
         &self.counters
     }
 
-    /// Takes a server out of the table; what it has in flight goes on.
-    pub(crate) fn leave(&self, name: &str) {
+    /// Takes a server out of the table, if it is the process with that nonce, or whichever it is if
+    /// none is named; what it has in flight goes on.
+    pub(crate) fn leave(&self, name: &str, nonce: Option<&str>) {
         let mut servers = self.servers.write().unwrap_or_else(PoisonError::into_inner);
-        if servers.remove(name).is_some() {
+        let leaves = |server: &Arc<Server>| nonce.is_none_or(|nonce| server.nonce() == nonce);
+        if servers.get(name).is_some_and(leaves) {
+            servers.remove(name);
             tracing::info!(server = name, "left");
         }
     }
@@ -435,8 +438,10 @@ mod tests {
     fn a_server_that_leaves_is_gone() {
         let table = Table::new();
         table.register(&order("a"));
-        table.registry.leave("a");
-        table.registry.leave("a");
+        table.registry.leave("a", Some("another"));
+        assert!(table.registry.find("a").is_some(), "its predecessor leaves late");
+        table.registry.leave("a", Some("first"));
+        table.registry.leave("a", None);
         assert!(table.registry.statuses(|_| (0, None)).is_empty());
     }
 

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use axum::{
     Router,
     body::Body,
-    extract::{Path, Request, State, rejection::PathRejection},
+    extract::{
+        Path, Query, Request, State,
+        rejection::{PathRejection, QueryRejection},
+    },
     response::{IntoResponse, Response},
     routing::{any, delete, get, post},
 };
@@ -19,6 +22,7 @@ use pygmy_protocol::{
     metrics::Metrics,
     registration::{Health, Registration, Role, ServerStatus, Servers},
 };
+use serde::Deserialize;
 
 use crate::{forward::Forwarder, registry::Registry};
 
@@ -175,14 +179,20 @@ async fn register(
     }
 }
 
+#[derive(Deserialize)]
+struct Leaving {
+    nonce: Option<String>,
+}
+
 /// 204 also for a name that is not there: who leaves twice has left. A name that is no UTF-8 is
-/// certainly not there.
+/// certainly not there. With a nonce only that process leaves, and not its successor.
 async fn leave(
     State(routes): State<Arc<Routes>>,
     name: Result<Path<String>, PathRejection>,
+    leaving: Result<Query<Leaving>, QueryRejection>,
 ) -> StatusCode {
-    if let Ok(Path(name)) = name {
-        routes.registry.leave(&name);
+    if let (Ok(Path(name)), Ok(Query(Leaving { nonce }))) = (name, leaving) {
+        routes.registry.leave(&name, nonce.as_deref());
     }
     StatusCode::NO_CONTENT
 }

@@ -127,6 +127,11 @@ impl Server {
         server
     }
 
+    /// Names its process.
+    pub(crate) fn nonce(&self) -> &str {
+        &self.nonce
+    }
+
     /// Whether `registration` is from this very process.
     pub(crate) fn sent(&self, registration: &Registration) -> bool {
         self.nonce == registration.nonce

@@ -17,7 +17,7 @@ use pygmy_protocol::{
 };
 use tokio::sync::watch;
 
-use crate::{Answer, Call, Upstream};
+use crate::{Call, Upstream};
 
 /// Longest wait for a balancer's answer to a heartbeat.
 const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -78,7 +78,8 @@ impl Heartbeat {
         let mut known = None;
         loop {
             let current = self.registration.borrow_and_update().clone();
-            let ok = self.register(&current).await;
+            let refusal = self.register(&current).await.err();
+            let ok = refusal.is_none();
             let interval = Duration::from_millis(current.heartbeat_ms);
             let interval = if ok { interval } else { interval.min(RETRY_PAUSE) };
             if ok {
@@ -86,7 +87,7 @@ impl Heartbeat {
             }
             if known != Some(ok) {
                 known = Some(ok);
-                self.tell(ok);
+                self.tell(refusal);
             }
             tokio::select! {
                 biased;
@@ -99,16 +100,23 @@ impl Heartbeat {
         self.leave().await;
     }
 
-    async fn register(&self, registration: &Registration) -> bool {
+    async fn register(&self, registration: &Registration) -> Result<(), String> {
         let call = self.call(Method::POST, "/register".to_owned()).with_json(registration);
-        let sent = self.balancer.send(&call, HEARTBEAT_TIMEOUT).await;
-        matches!(sent, Ok(Answer { status, .. }) if status.is_success())
+        match self.balancer.send(&call, HEARTBEAT_TIMEOUT).await {
+            Ok(answer) if answer.status.is_success() => Ok(()),
+            Ok(answer) if answer.status == StatusCode::UNAUTHORIZED => {
+                Err("it has another secret (secret_file)".to_owned())
+            }
+            Ok(answer) => Err(answer.problem().detail.into_owned()),
+            Err(failure) => Err(failure.to_string()),
+        }
     }
 
     async fn leave(&self) {
-        let name = self.registration.borrow().name.clone();
+        let Registration { name, nonce, .. } = self.registration.borrow().clone();
         let name = utf8_percent_encode(&name, NON_ALPHANUMERIC);
-        let call = self.call(Method::DELETE, format!("/register/{name}"));
+        // The nonce, because a goodbye that comes late must not be for the next process of this name.
+        let call = self.call(Method::DELETE, format!("/register/{name}?nonce={nonce}"));
         match self.balancer.send(&call, HEARTBEAT_TIMEOUT).await {
             Ok(answer) if answer.status.is_success() || answer.status == StatusCode::NOT_FOUND => {}
             // A balancer that is gone as well needs no goodbye.
@@ -123,12 +131,13 @@ impl Heartbeat {
         Call::new(method, target, context).with_secret(&self.secret)
     }
 
-    fn tell(&self, ok: bool) {
+    fn tell(&self, refusal: Option<String>) {
         let balancer = self.balancer.url();
-        if ok {
-            tracing::info!(balancer, "registered");
-        } else {
-            tracing::warn!(balancer, "cannot register; trying again with every heartbeat");
+        match refusal {
+            None => tracing::info!(balancer, "registered"),
+            Some(why) => {
+                tracing::warn!(balancer, why, "cannot register; trying again with every heartbeat");
+            }
         }
     }
 }

@@ -305,7 +305,8 @@ async fn it_registers_as_an_order_server_and_leaves_when_it_stops() {
     assert_eq!((registration.url.as_str(), registration.ready), (order.upstream.url(), true));
     order.stopper.stop();
     assert!(env.timeout(PATIENCE, order.running).await.unwrap().unwrap().is_ok());
-    eventually(&env, "it leaves", || balancer.saw("DELETE /register/order%2D1")).await;
+    let goodbye = format!("DELETE /register/order%2D1?nonce={}", registration.nonce);
+    eventually(&env, "it leaves", || balancer.saw(&goodbye)).await;
 }
 
 #[tokio::test]
