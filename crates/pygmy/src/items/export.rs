@@ -29,9 +29,27 @@ pub(crate) async fn export(
 ) -> anyhow::Result<u64> {
     let by_name = || path.and_then(Format::of_name);
     let format = format.or_else(by_name).unwrap_or(Format::Csv);
-    let Some(path) = path else {
-        return write_all(operator, format, BufWriter::new(io::stdout().lock())).await.map(|w| w.0);
-    };
+    match path {
+        None => {
+            let out = BufWriter::new(io::stdout().lock());
+            write_all(operator, format, out).await.map(|w| w.0)
+        }
+        Some(path) if is_no_file(path) => {
+            let cannot = || format!("cannot write {}", path.display());
+            let file = File::options().write(true).open(path).with_context(cannot)?;
+            write_all(operator, format, BufWriter::new(file)).await.map(|w| w.0)
+        }
+        Some(path) => write_file(operator, path, format).await,
+    }
+}
+
+/// Whether something that takes bytes and keeps none stands at `path`, as `/dev/null` or a named
+/// pipe: a file in its place would be a loss.
+fn is_no_file(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|there| !there.is_file())
+}
+
+async fn write_file(operator: &Operator, path: &Path, format: Format) -> anyhow::Result<u64> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".new");
     let cannot = || format!("cannot write {}", path.display());
@@ -98,7 +116,20 @@ fn write_csv(out: &mut impl Write, item: &Item) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::{fs::symlink, net::UnixListener};
+
     use super::{super::ItemsFile, *};
+
+    #[test]
+    fn only_a_file_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        fs::write(at("file"), "").unwrap();
+        symlink("/dev/null", at("device")).unwrap();
+        let _socket = UnixListener::bind(at("socket")).unwrap();
+        assert!(!is_no_file(&at("file")) && !is_no_file(&at("missing")));
+        assert!(is_no_file(&at("device")) && is_no_file(&at("socket")));
+    }
 
     #[test]
     fn line_breaks_in_texts_read_as_they_were_written() {

@@ -238,6 +238,15 @@ async fn what_is_exported_is_what_was_imported() {
     let lines = |text: &str| text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(lines(&csv_text)[BEFORE as usize..], lines(&fs::read_to_string(&file).unwrap()));
 
+    // A pipe is written into, and stays one.
+    let pipe = path("pipe.csv");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let reader = Command::new("cat").arg(&pipe).stdout(Stdio::piped()).spawn().unwrap();
+    let (code, _, error) = run(&store, &["export", &pipe]).await;
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(ended(reader).await.stdout, csv_text.as_bytes());
+    assert!(!fs::metadata(&pipe).unwrap().is_file());
+
     // A demo that begins with either exports the same, to the byte.
     for exported in [&csv, &jsonl] {
         let dir = tempfile::tempdir().unwrap();
