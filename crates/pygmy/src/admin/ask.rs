@@ -4,13 +4,37 @@ use std::time::Duration;
 
 use http::Method;
 use pygmy_client::{Answer, Call, Upstream};
-use pygmy_protocol::{Env, RequestContext, http::Secret};
+use pygmy_protocol::{Code, Env, Problem, RequestContext, http::Secret};
 use serde::de::DeserializeOwned;
 
 use crate::config::Part;
 
 /// Servers, with what each said, or why it did not.
-pub(super) type Answers<T> = Vec<(Part, Result<T, String>)>;
+pub(super) type Answers<T> = Vec<(Part, Result<T, NoAnswer>)>;
+
+/// Why there is nothing from a server.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NoAnswer {
+    /// It answers, and with a problem.
+    #[error("{0}")]
+    Problem(Problem),
+    /// It does not answer, or nobody understands what.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl NoAnswer {
+    /// Whether it wants another secret.
+    pub(super) fn is_secret_required(&self) -> bool {
+        matches!(self, NoAnswer::Problem(problem) if problem.code == Code::SecretRequired)
+    }
+}
+
+impl From<String> for NoAnswer {
+    fn from(why: String) -> NoAnswer {
+        NoAnswer::Failed(why)
+    }
+}
 
 /// What those that answered have said.
 pub(super) fn answered<T>(answers: &Answers<T>) -> impl Iterator<Item = &T> {
@@ -25,7 +49,7 @@ pub(super) async fn each<T, F>(
 ) -> Answers<T>
 where
     T: Send + 'static,
-    F: Future<Output = Result<T, String>> + Send + 'static,
+    F: Future<Output = Result<T, NoAnswer>> + Send + 'static,
 {
     let asked: Vec<_> = servers
         .into_iter()
@@ -36,7 +60,7 @@ where
         .collect();
     let mut answers = Vec::new();
     for (part, task) in asked {
-        answers.push((part, task.await.unwrap_or_else(|error| Err(error.to_string()))));
+        answers.push((part, task.await.unwrap_or_else(|error| Err(error.to_string().into()))));
     }
     answers
 }
@@ -53,7 +77,7 @@ pub(super) async fn for_json<T: DeserializeOwned + Send + 'static>(
         let (env, secret) = (env.clone(), secret.clone());
         async move {
             let answer = get(&env, &secret, &url, path, limit).await?;
-            answer.json().map_err(|problem| problem.to_string())
+            answer.json().map_err(NoAnswer::Problem)
         }
     })
     .await
@@ -66,9 +90,9 @@ pub(super) async fn get(
     url: &str,
     path: &str,
     limit: Duration,
-) -> Result<Answer, String> {
+) -> Result<Answer, NoAnswer> {
     let context = RequestContext::fresh(env, limit);
     let call = Call::new(Method::GET, path, context).with_secret(secret);
     let answer = Upstream::remote(env, url)?.send(&call, limit).await;
-    answer.map_err(|failure| failure.to_string())
+    answer.map_err(|failure| failure.to_string().into())
 }

@@ -6,14 +6,12 @@ use std::{collections::BTreeMap, time::Duration};
 use pygmy_client::store::StoreError;
 use pygmy_protocol::{
     Env,
-    http::Secret,
     registration::{CatalogStatus, Role, ServerStatus, Servers},
 };
-use serde::de::DeserializeOwned;
 
 use super::{
     Cluster,
-    ask::{Answers, answered, for_json},
+    ask::{Answers, NoAnswer, answered, for_json},
 };
 use crate::{
     config::Part,
@@ -30,15 +28,15 @@ const HASH_DIGITS: usize = 12;
 const HEALTH_CHARS: usize = 22;
 /// Stands where nothing can be known.
 const NOTHING: &str = "-";
-const NO_ANSWER: &str = "no answer";
 
 /// `pygmy admin status`: the replicas, and one table of what all balancers know.
 pub(super) fn status(env: &Env, cluster: &Cluster, json: bool) -> anyhow::Result<()> {
     let secret = cluster.secret()?;
     let (catalogs, balancers) = block_on(env, async {
-        let balancers = ask(env, &secret, cluster.balancers.clone(), "/servers").await;
+        let balancers = cluster.balancers.clone();
+        let balancers = for_json(env, &secret, balancers, "/servers", STATUS_TIMEOUT).await;
         let replicas = replicas(cluster, &balancers);
-        (ask(env, &secret, replicas, "/status").await, balancers)
+        (for_json(env, &secret, replicas, "/status", STATUS_TIMEOUT).await, balancers)
     })?;
     let print = || {
         if json {
@@ -56,7 +54,9 @@ pub(super) fn status(env: &Env, cluster: &Cluster, json: bool) -> anyhow::Result
 /// `pygmy admin servers`: a table for each balancer.
 pub(super) fn servers(env: &Env, cluster: &Cluster, json: bool) -> anyhow::Result<()> {
     let secret = cluster.secret()?;
-    let balancers = block_on(env, ask(env, &secret, cluster.balancers.clone(), "/servers"))?;
+    let balancers = cluster.balancers.clone();
+    let asking = for_json(env, &secret, balancers, "/servers", STATUS_TIMEOUT);
+    let balancers = block_on(env, asking)?;
     let printed = match json {
         true => print_json(&Vec::new(), &balancers),
         false => balancers.iter().try_for_each(print_view),
@@ -65,33 +65,49 @@ pub(super) fn servers(env: &Env, cluster: &Cluster, json: bool) -> anyhow::Resul
 }
 
 /// What one balancer says.
-fn print_view(answer: &(Part, Result<Servers, String>)) -> anyhow::Result<()> {
+fn print_view(answer: &(Part, Result<Servers, NoAnswer>)) -> anyhow::Result<()> {
     match answer {
         (_, Ok(servers)) => {
             print::line(format_args!("as {} sees them:", servers.balancer))?;
             print_servers(std::slice::from_ref(answer))?;
         }
-        (Part { name, url }, Err(_)) => {
-            print::line(format_args!("{name} at {} does not answer", place(url)))?;
+        (Part { name, url }, Err(why)) => {
+            print::line(format_args!("{name} at {}: {}", place(url), in_short(why)))?;
         }
     }
     Ok(print::line("")?)
 }
 
-/// The URL of each server, and why it does not answer if it does not.
-fn silence<T>(answers: &Answers<T>) -> impl Iterator<Item = (&str, Option<&str>)> {
-    answers.iter().map(|(part, answer)| (&*part.url, answer.as_ref().err().map(String::as_str)))
+/// What a table says of a server that tells nothing.
+fn in_short(why: &NoAnswer) -> &'static str {
+    match why {
+        why if why.is_secret_required() => "wrong secret",
+        _ => "no answer",
+    }
 }
 
-/// Checks that any server answers.
-fn check_any<'a>(servers: impl Iterator<Item = (&'a str, Option<&'a str>)>) -> anyhow::Result<()> {
-    let (mut tried, mut reason) = (Vec::new(), "");
+/// The URL of each server, and why it does not answer if it does not.
+fn silence<T>(answers: &Answers<T>) -> impl Iterator<Item = (&str, Option<&NoAnswer>)> {
+    answers.iter().map(|(part, answer)| (&*part.url, answer.as_ref().err()))
+}
+
+/// Checks that any server tells something. One that refuses to is there, at least, and says why.
+fn check_any<'a>(
+    servers: impl Iterator<Item = (&'a str, Option<&'a NoAnswer>)>,
+) -> anyhow::Result<()> {
+    let (mut tried, mut reason, mut refusal) = (Vec::new(), String::new(), None);
     for (url, silent) in servers {
-        let Some(why) = silent else { return Ok(()) };
+        match silent {
+            None => return Ok(()),
+            Some(NoAnswer::Problem(problem)) => refusal = Some(problem),
+            Some(NoAnswer::Failed(why)) => reason.clone_from(why),
+        }
         tried.push(url.to_owned());
-        reason = why;
     }
-    Err(StoreError::Unreachable { tried, reason: reason.to_owned() }.into())
+    match refusal {
+        Some(problem) => Err(StoreError::Problem(problem.clone()).into()),
+        None => Err(StoreError::Unreachable { tried, reason }.into()),
+    }
 }
 
 /// Those of the configuration and those that the balancers know: they may have been added later.
@@ -106,33 +122,24 @@ pub(super) fn replicas(cluster: &Cluster, balancers: &Answers<Servers>) -> Vec<P
     named.into_iter().map(|(name, url)| Part { name, url }).collect()
 }
 
-/// Asks all of them; a sentence says who does not answer.
-async fn ask<T: DeserializeOwned + Send + 'static>(
-    env: &Env,
-    secret: &Secret,
-    servers: Vec<Part>,
-    path: &'static str,
-) -> Answers<T> {
-    let answers = for_json(env, secret, servers, path, STATUS_TIMEOUT).await;
-    let sentence = |(part, answer): (Part, Result<T, String>)| {
-        let why = |why| format!("no status from {} at {}: {why}", part.name, part.url);
-        let answer = answer.map_err(why);
-        (part, answer)
-    };
-    answers.into_iter().map(sentence).collect()
-}
-
 fn print_json(
     catalogs: &Answers<CatalogStatus>,
     balancers: &Answers<Servers>,
 ) -> anyhow::Result<()> {
-    let silent_catalogs = catalogs.iter().filter_map(|(_, answer)| answer.as_ref().err());
-    let silent_balancers = balancers.iter().filter_map(|(_, answer)| answer.as_ref().err());
+    let unanswered: Vec<_> = unanswered(balancers).chain(unanswered(catalogs)).collect();
     Ok(print::json(&serde_json::json!({
         "catalogs": answered(catalogs).collect::<Vec<_>>(),
         "balancers": answered(balancers).collect::<Vec<_>>(),
-        "unanswered": silent_balancers.chain(silent_catalogs).collect::<Vec<_>>(),
+        "unanswered": unanswered,
     }))?)
+}
+
+/// A sentence for each server that tells nothing.
+fn unanswered<T>(answers: &Answers<T>) -> impl Iterator<Item = String> {
+    answers.iter().filter_map(|(Part { name, url }, answer)| {
+        let why = answer.as_ref().err()?;
+        Some(format!("no status from {name} at {url}: {why}"))
+    })
 }
 
 fn print_catalogs(catalogs: &Answers<CatalogStatus>) -> anyhow::Result<()> {
@@ -155,8 +162,8 @@ fn print_catalogs(catalogs: &Answers<CatalogStatus>) -> anyhow::Result<()> {
             status.orders.to_string(),
             status.state_hash.chars().take(HASH_DIGITS).collect(),
         ],
-        Err(_) => {
-            let mut row = vec![name.clone(), NO_ANSWER.to_owned()];
+        Err(why) => {
+            let mut row = vec![name.clone(), in_short(why).to_owned()];
             row.resize(columns.len(), NOTHING.to_owned());
             row
         }
@@ -176,7 +183,7 @@ fn print_catalogs(catalogs: &Answers<CatalogStatus>) -> anyhow::Result<()> {
 type Views<'a> = Vec<(&'a str, &'a ServerStatus)>;
 
 /// One table of what the balancers know: their counts added up. Below it, what needs more words.
-fn print_servers(balancers: &[(Part, Result<Servers, String>)]) -> anyhow::Result<()> {
+fn print_servers(balancers: &[(Part, Result<Servers, NoAnswer>)]) -> anyhow::Result<()> {
     let mut views: BTreeMap<(Role, &str), Views<'_>> = BTreeMap::new();
     let mut rows = BTreeMap::new();
     for (part, answer) in balancers {
@@ -187,8 +194,8 @@ fn print_servers(balancers: &[(Part, Result<Servers, String>)]) -> anyhow::Resul
                     seen.push((balancer, server));
                 }
             }
-            Err(_) => {
-                let row = row(&part.name, Role::Balancer, &part.url, NO_ANSWER, None);
+            Err(why) => {
+                let row = row(&part.name, Role::Balancer, &part.url, in_short(why), None);
                 rows.insert((Role::Balancer, part.name.as_str()), row);
             }
         }
@@ -292,7 +299,7 @@ impl Health {
 
 #[cfg(test)]
 mod tests {
-    use pygmy_protocol::registration::Health as Seen;
+    use pygmy_protocol::{Code, Problem, registration::Health as Seen};
 
     use super::*;
 
@@ -346,18 +353,28 @@ mod tests {
         assert_eq!(told.as_deref(), Some("order-1 2 times"));
     }
 
+    fn asked(answers: [Result<(), NoAnswer>; 2]) -> Result<(), StoreError> {
+        let part = Part { name: "n".into(), url: "http://h:1".into() };
+        let answers = answers.map(|answer| (part.clone(), answer)).to_vec();
+        check_any(silence(&answers)).map_err(|error| error.downcast().unwrap())
+    }
+
     #[test]
     fn that_nobody_answers_is_an_error_that_may_pass() {
-        let asked = |answers: [Result<(), &str>; 2]| {
-            let part = Part { name: "n".into(), url: "http://h:1".into() };
-            let answers = answers.map(|a| (part.clone(), a.map_err(str::to_owned))).to_vec();
-            check_any(silence(&answers))
-        };
-        assert!(asked([Err("gone"), Ok(())]).is_ok());
-        let error =
-            asked([Err("gone"), Err("away")]).unwrap_err().downcast::<StoreError>().unwrap();
+        let silent = |why: &str| Err(NoAnswer::Failed(why.to_owned()));
+        assert!(asked([silent("gone"), Ok(())]).is_ok());
+        let error = asked([silent("gone"), silent("away")]).unwrap_err();
         assert!(error.is_retryable(), "it is its own exit code");
         assert_eq!(error.to_string(), "no server answers at http://h:1, http://h:1: away");
+    }
+
+    #[test]
+    fn that_the_secret_is_wrong_is_said_whoever_else_is_dead() {
+        let problem = Problem::new(Code::SecretRequired, "the secret, please");
+        let refusal = || Err(NoAnswer::Problem(problem.clone()));
+        let error = asked([refusal(), Err(NoAnswer::Failed("gone".into()))]).unwrap_err();
+        assert_eq!(error, StoreError::Problem(problem.clone()));
+        assert!(asked([refusal(), Ok(())]).is_ok(), "another one answers");
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! `pygmy admin doctor` on stores that are well, and on stores that are not.
 
-use std::process::{Command, Output, Stdio};
+use std::{
+    fs,
+    process::{Command, Output, Stdio},
+};
 
 use serde_json::Value;
 
@@ -121,4 +124,23 @@ async fn the_exit_code_is_the_verdict_for_those_who_read_no_more_too() {
         assert!(error.contains("no server answers at http://127.0.0.1:"), "{error}");
         assert!(!output.stdout.is_empty(), "who was asked is shown all the same");
     }
+}
+
+#[tokio::test]
+async fn a_wrong_secret_is_what_is_wrong_and_all_say_so() {
+    let store = Store::start(Layout::Nodes).await;
+    let wrong = store.dir().join("wrong");
+    fs::write(&wrong, "the-secret-of-another-store").unwrap();
+    let wrong = ["--secret-file", wrong.to_str().unwrap()];
+    for command in ["status", "servers"] {
+        let output = store.admin(&[&[command][..], &wrong].concat());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("name the file with the store's secret"), "{error}");
+        assert!(String::from_utf8(output.stdout).unwrap().contains("wrong secret"), "{command}");
+    }
+    let (code, out, error) = examine(&store, &wrong);
+    assert_eq!(code, Some(1), "{out}");
+    assert!(error.contains("one thing is wrong"), "{out}{error}");
+    assert!(out.contains("-> name the file with the store's secret with --secret-file"), "{out}");
 }

@@ -13,7 +13,7 @@ use pygmy_protocol::{
 use super::{
     super::{
         Cluster,
-        ask::{Answers, answered, each, for_json, get},
+        ask::{Answers, NoAnswer, answered, each, for_json, get},
         status::{STATUS_TIMEOUT, replicas},
     },
     hashes::Hashes,
@@ -43,7 +43,7 @@ pub(super) struct Server {
     pub(super) part: Part,
     pub(super) tier: Role,
     pub(super) process: Process,
-    pub(super) seen: Result<Seen, String>,
+    pub(super) seen: Result<Seen, NoAnswer>,
 }
 
 /// What a server said of its readiness.
@@ -69,6 +69,8 @@ pub(super) enum Verified {
 pub(super) struct Facts {
     /// The configuration's file.
     pub(super) config: String,
+    /// The secret's file.
+    pub(super) secret_file: String,
     /// All that are configured.
     pub(super) servers: Vec<Server>,
     pub(super) balancers: Answers<Servers>,
@@ -105,7 +107,8 @@ impl Facts {
         let verified = verify(env, secret, answering);
         let verified = wait::patiently(env, "reading every row of every replica", verified).await;
         let config = config.path().display().to_string();
-        Facts { config, servers, balancers, replicas, hashes, health, verified }
+        let secret_file = cluster.secret_file.display().to_string();
+        Facts { config, secret_file, servers, balancers, replicas, hashes, health, verified }
     }
 
     /// The servers of one tier.
@@ -119,6 +122,16 @@ impl Facts {
         found.map(|server| &server.process)
     }
 
+    /// Whether a server wants another secret.
+    pub(super) fn refuses_secret(&self, server: &str) -> bool {
+        self.refusing().any(|name| name == server)
+    }
+
+    /// Those that want another secret, of the tiers that want one.
+    pub(super) fn refusing(&self) -> impl Iterator<Item = &str> {
+        refusing(&self.balancers).chain(refusing(&self.replicas))
+    }
+
     /// Whether a server is configured and answers.
     pub(super) fn answers(&self, server: &str) -> bool {
         self.servers.iter().any(|known| known.part.name == server && known.seen.is_ok())
@@ -129,6 +142,12 @@ impl Facts {
         let leading = answered(&self.replicas).filter(|status| status.role == "leader");
         leading.max_by_key(|status| status.term)
     }
+}
+
+fn refusing<T>(answers: &Answers<T>) -> impl Iterator<Item = &str> {
+    let refuses =
+        |answer: &Result<T, NoAnswer>| answer.as_ref().is_err_and(NoAnswer::is_secret_required);
+    answers.iter().filter(move |(_, answer)| refuses(answer)).map(|(part, _)| &*part.name)
 }
 
 /// Asks every server of the configuration whether it is ready.
@@ -154,7 +173,7 @@ async fn servers(env: &Env, secret: &Secret, config: &Config) -> Vec<Server> {
     places.into_iter().zip(seen).map(server).collect()
 }
 
-async fn readiness(env: &Env, secret: &Secret, url: &str) -> Result<Seen, String> {
+async fn readiness(env: &Env, secret: &Secret, url: &str) -> Result<Seen, NoAnswer> {
     let (asked_at, asked_ms) = (env.now(), env.wall_ms());
     let answer = get(env, secret, url, "/readyz", STATUS_TIMEOUT).await?;
     let took_ms = env.now().saturating_since(asked_at).as_millis() as u64;
@@ -169,7 +188,7 @@ async fn readiness(env: &Env, secret: &Secret, url: &str) -> Result<Seen, String
 
 /// Those that can be compared: they answer and belong to a cluster.
 fn answering(replicas: &Answers<CatalogStatus>) -> Vec<Part> {
-    let member = |answer: &Result<CatalogStatus, _>| {
+    let member = |answer: &Result<CatalogStatus, NoAnswer>| {
         answer.as_ref().is_ok_and(|status| status.role != "blank")
     };
     replicas.iter().filter(|(_, answer)| member(answer)).map(|(part, _)| part.clone()).collect()

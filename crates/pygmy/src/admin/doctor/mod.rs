@@ -2,10 +2,12 @@
 //!
 //! [`Facts`] asks all servers, and sees to it that what is compared belongs together: the state of
 //! the replicas at one index of the log, the wall clocks at one moment. [`servers`] and [`replicas`]
-//! judge that and ask nothing, one subject after the other.
+//! judge that and ask nothing, one subject after the other, unless an [obstacle](obstacles) makes
+//! that pointless.
 
 mod facts;
 mod hashes;
+mod obstacles;
 mod replicas;
 mod servers;
 
@@ -95,17 +97,7 @@ pub(super) fn run(env: &Env, cluster: &Cluster, json: bool) -> anyhow::Result<()
     };
     let secret = cluster.secret()?;
     let facts = block_on(env, Facts::gather(env, cluster, config, &secret))?;
-    let checks = [
-        servers::servers(&facts),
-        servers::balancers(&facts),
-        replicas::members(&facts),
-        replicas::state(&facts),
-        replicas::books(&facts),
-        servers::caches(&facts),
-        replicas::disks(&facts),
-        servers::clocks(&facts),
-        servers::versions(&facts),
-    ];
+    let checks = examine(&facts);
     let verdict = judge(&checks);
     let printed = if json {
         let report = serde_json::json!({ "ok": verdict.is_ok(), "checks": checks });
@@ -115,6 +107,23 @@ pub(super) fn run(env: &Env, cluster: &Cluster, json: bool) -> anyhow::Result<()
     };
     // Also for those who read only the beginning of it.
     verdict.and(printed)
+}
+
+fn examine(facts: &Facts) -> Vec<Check> {
+    let everywhere = [servers::clocks(facts), servers::versions(facts)];
+    if let Some(obstacle) = obstacles::obstacle(facts) {
+        return [servers::alive(facts), obstacle].into_iter().chain(everywhere).collect();
+    }
+    let checks = [
+        servers::servers(facts),
+        servers::balancers(facts),
+        replicas::members(facts),
+        replicas::state(facts),
+        replicas::books(facts),
+        servers::caches(facts),
+        replicas::disks(facts),
+    ];
+    checks.into_iter().chain(everywhere).collect()
 }
 
 fn judge(checks: &[Check]) -> anyhow::Result<()> {

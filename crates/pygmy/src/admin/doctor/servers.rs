@@ -16,36 +16,55 @@ const CLOCK_WARNING_MS: u64 = 1000;
 
 /// Every server answers and is ready.
 pub(super) fn servers(facts: &Facts) -> Check {
+    let processes = processes(facts);
+    let of_process = |servers: &Vec<&Server>| match silence(facts, servers) {
+        Some(finding) => vec![finding],
+        None => servers.iter().filter_map(|server| readiness(facts, server)).collect(),
+    };
+    let findings = processes.values().flat_map(of_process).collect();
+    Check::new("servers", format!("{} processes answer and are ready", processes.len()), findings)
+}
+
+/// Every server answers, be it ready or not.
+pub(super) fn alive(facts: &Facts) -> Check {
+    let processes = processes(facts);
+    let findings = processes.values().filter_map(|servers| silence(facts, servers)).collect();
+    Check::new("servers", format!("{} processes answer", processes.len()), findings)
+}
+
+/// The servers in each process.
+fn processes(facts: &Facts) -> BTreeMap<&str, Vec<&Server>> {
     let mut processes: BTreeMap<&str, Vec<&Server>> = BTreeMap::new();
     for server in &facts.servers {
         processes.entry(&server.process.name).or_default().push(server);
     }
-    let findings = processes.values().flat_map(|servers| process(facts, servers)).collect();
-    Check::new("servers", format!("{} processes answer and are ready", processes.len()), findings)
+    processes
 }
 
-/// One finding for a process that does not answer at all, else one for each of its servers that is
-/// not ready.
-fn process(facts: &Facts, servers: &[&Server]) -> Vec<Finding> {
-    let Some(Server { process, .. }) = servers.first() else { return Vec::new() };
-    let silent = servers.iter().filter_map(|server| server.seen.as_ref().err());
-    let silent: Vec<_> = silent.collect();
-    if let (true, Some(why)) = (silent.len() == servers.len(), silent.first()) {
-        let (name, at) = (&process.name, place(&process.url));
-        return vec![Finding::wrong(
-            format!("{name} does not answer at {at}: {why}"),
-            format!(
-                "start it: pygmy serve {} --name {name} --config {}; if it ends again, its log says why; \
-                 if it runs, look at the network",
-                process.role, facts.config
-            ),
-        )];
-    }
-    servers.iter().filter_map(|server| readiness(server)).collect()
+/// What is to be said of a process of which no server answers.
+fn silence(facts: &Facts, servers: &[&Server]) -> Option<Finding> {
+    let Server { process, .. } = servers.first()?;
+    let silent: Vec<_> = servers.iter().filter_map(|server| server.seen.as_ref().err()).collect();
+    let why = silent.first().filter(|_| silent.len() == servers.len())?;
+    let (name, at) = (&process.name, place(&process.url));
+    Some(Finding::wrong(
+        format!("{name} does not answer at {at}: {why}"),
+        format!(
+            "start it: pygmy serve {} --name {name} --config {}; if it ends again, its log says why; \
+             if it runs, look at the network",
+            process.role, facts.config
+        ),
+    ))
 }
 
-fn readiness(server: &Server) -> Option<Finding> {
+fn readiness(facts: &Facts, server: &Server) -> Option<Finding> {
     let name = &server.part.name;
+    if facts.refuses_secret(name) {
+        return Some(Finding::wrong(
+            format!("{name} does not take the secret in {}, as others do", facts.secret_file),
+            "give its machine the same secret, and restart it",
+        ));
+    }
     let seen = match &server.seen {
         Ok(seen) if seen.readyz.name != *name => {
             return Some(Finding::wrong(

@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 
 use pygmy_protocol::{
+    Code, Problem,
     health::{Formats, Readyz, ReplicaHealth},
     registration::{CatalogStatus, MemberStatus, Role},
 };
 
 use super::{
-    Check, Verdict,
+    super::ask::NoAnswer,
+    Check, Verdict, examine,
     facts::{Facts, Process, Seen, Server, Verified},
     hashes::Hashes,
+    obstacles::obstacle,
     replicas::{books, disks, members, state},
     servers::{balancers, caches, clocks, servers, versions},
 };
@@ -75,6 +78,7 @@ fn facts() -> Facts {
     let replicas = names.iter().zip(1..);
     Facts {
         config: "pygmy.toml".into(),
+        secret_file: "secret".into(),
         servers,
         balancers: Vec::new(),
         replicas: replicas.map(|(name, id)| (part(name), Ok(status(name, id, role(id))))).collect(),
@@ -96,7 +100,7 @@ fn nothing_is_found_where_all_is_well_and_nothing_claimed_where_nobody_answers()
         assert_eq!(found(&check(&facts)), (Verdict::Ok, vec![]), "{}", check(&facts).name);
     }
     for server in &mut facts.servers {
-        server.seen = Err("refused".into());
+        server.seen = Err(NoAnswer::Failed("refused".into()));
     }
     facts.replicas.clear();
     facts.health.clear();
@@ -157,4 +161,24 @@ fn a_front_end_that_nobody_tells_of_changes_and_another_program_are_warnings() {
     let check = versions(&facts);
     let what = "servers run 1.0.0 (c1, c2, c3, f1) and an unknown version (f2)";
     assert_eq!(found(&check), (Verdict::Warning, vec![what]));
+}
+
+fn no_secret<T>() -> Result<T, NoAnswer> {
+    Err(NoAnswer::Problem(Problem::new(Code::SecretRequired, "the secret, please")))
+}
+
+#[test]
+fn a_secret_that_nobody_takes_is_one_thing_and_one_server_with_another_one_is_named() {
+    let mut facts = facts();
+    facts.replicas[1].1 = no_secret();
+    assert_eq!(obstacle(&facts), None);
+    let what = "c2 does not take the secret in secret, as others do";
+    assert_eq!(found(&servers(&facts)), (Verdict::Wrong, vec![what]));
+
+    facts.replicas.iter_mut().for_each(|(_, answer)| *answer = no_secret());
+    let checks = examine(&facts);
+    let findings: Vec<_> = checks.iter().flat_map(|check| &check.findings).collect();
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert_eq!(findings[0].what, "the servers do not take the secret in secret");
+    assert!(findings[0].todo.contains("--secret-file"), "{findings:?}");
 }
