@@ -164,12 +164,20 @@ pub(crate) fn buy(args: &BuyArgs) -> anyhow::Result<()> {
         bought => bought?,
     };
     shop.print_order(&order)?;
-    if replayed {
-        eprintln!("this order was made by an earlier request with the key {key}");
-    } else if args.key.is_none() {
-        eprintln!("its key: {key} (for --key, to repeat it safely)");
+    if let Some(remark) = remark(args.key.as_ref(), &key, replayed) {
+        eprintln!("{remark}");
     }
     Ok(())
+}
+
+/// What is said below an order that was bought with `key`. With a fresh key a replay is no news:
+/// the earlier request was an attempt of this very command.
+fn remark(given: Option<&IdempotencyKey>, key: &IdempotencyKey, replayed: bool) -> Option<String> {
+    match given {
+        None => Some(format!("its key: {key} (for --key, to repeat it safely)")),
+        Some(_) => replayed
+            .then(|| format!("this order was made by an earlier request with the key {key}")),
+    }
 }
 
 fn interrupted() -> StoreError {
@@ -190,4 +198,19 @@ fn ask_again(args: &BuyArgs, key: &IdempotencyKey) -> String {
         quantity = quantity.unwrap_or_default(),
         cost = cost.unwrap_or_default(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_who_gave_the_key_hears_of_an_earlier_request() {
+        let key: IdempotencyKey = "k".parse().unwrap();
+        for replayed in [false, true] {
+            assert!(remark(None, &key, replayed).unwrap().starts_with("its key: k"));
+        }
+        assert_eq!(remark(Some(&key), &key, false), None);
+        assert!(remark(Some(&key), &key, true).unwrap().contains("earlier request"));
+    }
 }
