@@ -23,8 +23,7 @@ pub(super) fn members(facts: &Facts) -> Check {
     let Some(leader) = facts.leader() else {
         let finding = Finding::wrong(
             "no replica leads: nothing can be sold",
-            "bring a majority of the replicas back; if they all run and none belongs to a cluster, \
-             make it with `pygmy admin bootstrap`",
+            "bring a majority of the replicas back",
         );
         return Check::new("members", "", vec![finding]);
     };

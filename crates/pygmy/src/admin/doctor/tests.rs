@@ -182,3 +182,22 @@ fn a_secret_that_nobody_takes_is_one_thing_and_one_server_with_another_one_is_na
     assert_eq!(findings[0].what, "the servers do not take the secret in secret");
     assert!(findings[0].todo.contains("--secret-file"), "{findings:?}");
 }
+
+#[test]
+fn replicas_that_were_never_made_a_cluster_are_one_thing() {
+    let mut facts = facts();
+    for (_, answer) in &mut facts.replicas {
+        answer.as_mut().unwrap().role = "blank".into();
+    }
+    for server in &mut facts.servers {
+        server.seen.as_mut().unwrap().readyz.ready = false;
+    }
+    let checks = examine(&facts);
+    let findings: Vec<_> = checks.iter().flat_map(|check| &check.findings).collect();
+    assert_eq!(findings.len(), 1, "{findings:?}");
+    assert_eq!(findings[0].what, "the replicas belong to no cluster yet");
+    assert!(findings[0].todo.starts_with("run `pygmy admin bootstrap` once"), "{findings:?}");
+    // One that may know more is asked first.
+    facts.replicas[1].1 = Err(NoAnswer::Failed("refused".into()));
+    assert_eq!(obstacle(&facts), None);
+}
