@@ -2,8 +2,8 @@
 //! notices.
 //!
 //! Followers go first and the leader last, which hands over when it is told to stop. The next one
-//! waits until the one before is ready, has applied what the cluster had, and gets traffic from
-//! every balancer again. Whatever does not come back in time ends the command, and the rest of the
+//! waits until the one before is ready, has applied what the cluster had, gets traffic from every
+//! balancer again, and, if it is a balancer, sends traffic to every server. Whatever does not come back in time ends the command, and the rest of the
 //! store is as it was.
 
 use std::time::Duration;
@@ -174,8 +174,8 @@ impl Rolling<'_> {
         }
     }
 
-    /// Whether another process than `before` answers there, wants traffic, gets it from every
-    /// balancer, and has what the cluster had at `index`; or why not.
+    /// Whether another process than `before` answers there, wants traffic, has what the cluster had
+    /// at `index`, and traffic flows as it should; or why not.
     async fn is_ready(
         &self,
         process: &Process,
@@ -197,19 +197,24 @@ impl Rolling<'_> {
                 }
             }
         }
-        self.gets_traffic(process).await
+        self.traffic_flows(process).await
     }
 
-    async fn gets_traffic(&self, process: &Process) -> Result<(), String> {
-        for balancer in self.config.parts(Role::Balancer) {
+    /// Whether every balancer sends requests to the servers of `process`, and its own balancer, if
+    /// it has one, to all servers: they tell a new one of themselves with their next heartbeat.
+    async fn traffic_flows(&self, process: &Process) -> Result<(), String> {
+        let balancers = self.config.parts(Role::Balancer);
+        let processes = self.config.processes();
+        let parts = processes.iter().flat_map(|process| &process.parts);
+        let all: Vec<_> = parts.filter(|part| balancers.iter().all(|b| b.name != **part)).collect();
+        for balancer in &balancers {
             let asked = self.ask::<Servers>(&balancer.url, "/servers").await;
             let servers = asked.map_err(|why| format!("{}: {why}", balancer.name))?.servers;
-            let ready = |part: &&String| {
-                servers.iter().any(|s| s.name == **part && s.health == Health::Ready)
-            };
-            let own =
-                |part: &&String| self.config.parts(Role::Balancer).iter().all(|b| b.name != **part);
-            if let Some(part) = process.parts.iter().filter(own).find(|part| !ready(part)) {
+            let ready =
+                |part: &str| servers.iter().any(|s| s.name == part && s.health == Health::Ready);
+            let is_own = process.parts.contains(&balancer.name);
+            let mut expected = all.iter().filter(|part| is_own || process.parts.contains(part));
+            if let Some(part) = expected.find(|part| !ready(part)) {
                 return Err(format!("{} does not send requests to {part} yet", balancer.name));
             }
         }

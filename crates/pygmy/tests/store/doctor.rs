@@ -93,6 +93,18 @@ async fn a_row_that_was_changed_behind_the_stores_back_is_named_and_put_right_as
     is_well(&store).await;
 }
 
+#[tokio::test]
+async fn a_balancer_that_was_started_again_has_time_to_hear_of_all_servers() {
+    let mut store = Store::start(Layout::Tiers).await;
+    is_well(&store).await;
+    store.kill("balancer-2");
+    store.spawn("balancer-2");
+    store.ready_server("balancer-2").await;
+    // It is ready with the first replica and the first order server that it hears of.
+    let (code, out, error) = examine(&store, &[]);
+    assert_eq!(code, Some(0), "{out}{error}");
+}
+
 /// The exit code of a command whose output nobody reads, as of `| head -1` when that has its line.
 fn unread(store: &Store, arguments: &[&str]) -> Option<i32> {
     let (reader, writer) = std::io::pipe().unwrap();

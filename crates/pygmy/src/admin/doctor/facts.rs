@@ -17,6 +17,7 @@ use super::{
         status::{STATUS_TIMEOUT, replicas},
     },
     hashes::Hashes,
+    servers::without_requests,
 };
 use crate::{
     config::{Config, Part},
@@ -25,6 +26,8 @@ use crate::{
 
 /// Longest wait for the check of a whole database.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(600);
+/// Between two questions to balancers that do not know a server yet.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
 const TIERS: [Role; 4] = [Role::Balancer, Role::Frontend, Role::Order, Role::Catalog];
 
 /// A process, as it stands in the configuration.
@@ -92,8 +95,7 @@ impl Facts {
     ) -> Facts {
         let first = async {
             let servers = servers(env, secret, config).await;
-            let balancers = cluster.balancers.clone();
-            let balancers = for_json(env, secret, balancers, "/servers", STATUS_TIMEOUT).await;
+            let balancers = balancers(env, secret, cluster, config, &servers).await;
             let replicas = replicas(cluster, &balancers);
             let replicas = for_json(env, secret, replicas, "/status", STATUS_TIMEOUT).await;
             (servers, balancers, replicas)
@@ -184,6 +186,28 @@ async fn readiness(env: &Env, secret: &Secret, url: &str) -> Result<Seen, NoAnsw
     let ahead = |there_ms: u64| (there_ms.cast_signed() - here_ms.cast_signed(), error_ms);
     let clock_ms = readyz.wall_ms.map(ahead);
     Ok(Seen { readyz, clock_ms })
+}
+
+/// Asks the balancers for what they know of `servers`. One that has just started hears of a server
+/// with that one's next heartbeat, and looks at it with the next probe: it is asked again meanwhile.
+async fn balancers(
+    env: &Env,
+    secret: &Secret,
+    cluster: &Cluster,
+    config: &Config,
+    servers: &[Server],
+) -> Answers<Servers> {
+    let document = config.document();
+    let hear_ms = document.cluster.heartbeat_ms + document.balancer.probe_interval_ms;
+    let end = env.now() + Duration::from_millis(hear_ms);
+    loop {
+        let balancers = cluster.balancers.clone();
+        let said = for_json(env, secret, balancers, "/servers", STATUS_TIMEOUT).await;
+        if without_requests(servers, &said).is_empty() || env.now() >= end {
+            return said;
+        }
+        env.sleep(ASK_AGAIN).await;
+    }
 }
 
 /// Those that can be compared: they answer and belong to a cluster.

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pygmy_protocol::registration::{Health, Role, ServerStatus};
+use pygmy_protocol::registration::{Health, Role, ServerStatus, Servers};
 
 use super::{
-    super::{ask::answered, status::place},
+    super::{
+        ask::{Answers, answered},
+        status::place,
+    },
     Check, Finding,
     facts::{Facts, Seen, Server},
 };
@@ -90,35 +93,47 @@ fn readiness(facts: &Facts, server: &Server) -> Option<Finding> {
     })
 }
 
-/// Every balancer sends requests to every server that answers.
+/// Every balancer sends requests to every server that is ready.
 pub(super) fn balancers(facts: &Facts) -> Check {
     let answering = answered(&facts.balancers).count();
     if answering == 0 {
         return Check::unknown("balancers", "no balancer answers");
     }
-    let mut ejected: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for balancer in answered(&facts.balancers) {
-        for server in &facts.servers {
+    let finding = |(name, why): (&str, Vec<String>)| {
+        Finding::wrong(
+            format!("{name} is ready, and gets nothing from {}", why.join("; from ")),
+            "look at the network between them, and whether all have the same secret; a server that \
+             was started with an older configuration does not register with a new balancer: \
+             `pygmy admin rolling-restart`",
+        )
+    };
+    let findings = without_requests(&facts.servers, &facts.balancers).into_iter().map(finding);
+    let summary = format!("{answering} balancers send requests to every server that is ready");
+    Check::new("balancers", summary, findings.collect())
+}
+
+/// The servers that are ready and get no requests from balancers that answer, each with those and
+/// their reasons.
+pub(super) fn without_requests<'a>(
+    servers: &'a [Server],
+    balancers: &Answers<Servers>,
+) -> BTreeMap<&'a str, Vec<String>> {
+    let mut without: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for balancer in answered(balancers) {
+        for server in servers {
             let name = server.part.name.as_str();
-            // One that does not answer is named already; balancers do not know one another.
-            if server.tier == Role::Balancer || server.seen.is_err() {
+            // One that is not ready is named already; balancers do not know one another.
+            let ready = server.seen.as_ref().is_ok_and(|seen| seen.readyz.ready);
+            if server.tier == Role::Balancer || !ready {
                 continue;
             }
             let known = balancer.servers.iter().find(|known| known.name == name);
             if let Some(why) = gets_nothing(known) {
-                ejected.entry(name).or_default().push(format!("{}: {why}", balancer.balancer));
+                without.entry(name).or_default().push(format!("{}: {why}", balancer.balancer));
             }
         }
     }
-    let finding = |(name, why): (&str, Vec<String>)| {
-        Finding::wrong(
-            format!("{name} answers, and gets nothing from {}", why.join("; from ")),
-            "look at the network between them, and whether all have the same secret; heartbeats and \
-             probes repeat every few seconds",
-        )
-    };
-    let summary = format!("{answering} balancers send requests to every server that answers");
-    Check::new("balancers", summary, ejected.into_iter().map(finding).collect())
+    without
 }
 
 /// Why a balancer sends it no requests.
