@@ -70,6 +70,8 @@ async fn a_replica_that_is_dead_is_named_with_the_command_that_starts_it() {
 async fn a_row_that_was_changed_behind_the_stores_back_is_named_and_put_right_as_it_is_told() {
     let mut store = Store::start(Layout::Tiers).await;
     store.order(1, "one").await;
+    // A replica that has yet to apply the order would find the row while it starts.
+    store.agreed().await;
     let changed = follower(&store).await;
     assert_eq!(store.stop(&changed).await, Some(0));
     let db = rusqlite::Connection::open(store.data(&changed).join("catalog.db")).unwrap();
