@@ -33,6 +33,8 @@ pub struct Summary {
     pub refused: u64,
     /// Requests that no server could answer for certain.
     pub failed: u64,
+    /// What the last one of these failed with.
+    pub last_failure: Option<StoreError>,
 }
 
 /// Asks `store` for its topics, searches each, looks every item up, buys a copy of it at the
@@ -82,7 +84,10 @@ impl<W: Write> Process<'_, W> {
         self.summary.requests += 1;
         match &result {
             Ok(_) => {}
-            Err(error) if error.is_retryable() => self.summary.failed += 1,
+            Err(error) if error.is_retryable() => {
+                self.summary.failed += 1;
+                self.summary.last_failure = Some(error.clone());
+            }
             Err(_) => self.summary.refused += 1,
         }
         write_exchange(&mut self.log, sent_ms, &request, &result)?;

@@ -106,7 +106,7 @@ impl Operator<'_> {
              with it, `pygmy admin status` shows how it is",
             PATIENCE.as_secs()
         );
-        Err(StoreError::Problem(Problem::unavailable(detail)).into())
+        Err(StoreError::Problem(Problem::outcome_unknown(detail)).into())
     }
 
     /// A name that is not there was perhaps mistyped; a removal of it would be done at once.

@@ -13,6 +13,7 @@ use futures_util::future::join_all;
 use http::{Method, StatusCode};
 use pygmy_client::{
     Answer, Call, Upstream,
+    store::StoreError,
     watch::{Fill, Process, fill, run_command},
 };
 use pygmy_protocol::{
@@ -77,16 +78,7 @@ impl Rolling<'_> {
                 self.config.path().display()
             );
         }
-        for process in &left {
-            let ready = self.until(PATIENCE_BEFORE, async || self.is_ready(process, None, 0).await);
-            ready.await.map_err(|why| {
-                anyhow!(
-                    "{} is not ready: {why}; nothing was restarted. See `pygmy admin status`, and \
-                     restart when all servers are ready",
-                    process.name
-                )
-            })?;
-        }
+        self.check_all(&left).await?;
         let (count, mut restarted) = (left.len(), Vec::new());
         while !left.is_empty() {
             let process = self.take_next(&mut left).await;
@@ -94,6 +86,36 @@ impl Rolling<'_> {
             restarted.push(self.restart(&process, &place).await?);
         }
         Ok(restarted)
+    }
+
+    /// Checks that all are ready. One that is dead is named before those that miss it.
+    async fn check_all(&self, processes: &[Process]) -> anyhow::Result<()> {
+        let advice = "nothing was restarted. See `pygmy admin status`, and restart when all servers are ready";
+        let alive = processes.iter().map(async |process| {
+            self.until(PATIENCE_BEFORE, async || self.process_at(&process.url).await).await
+        });
+        let alive = join_all(alive).await;
+        let dead: Vec<_> = alive
+            .into_iter()
+            .zip(processes)
+            .filter_map(|(alive, process)| Some((process, alive.err()?)))
+            .collect();
+        if let (Some((_, why)), true) = (dead.first(), dead.len() == processes.len()) {
+            let tried = processes.iter().map(|process| process.url.clone()).collect();
+            return Err(StoreError::Unreachable { tried, reason: why.clone() }.into());
+        }
+        if !dead.is_empty() {
+            let each = dead.iter().map(|(Process { name, url, .. }, why)| {
+                format!("{name} does not answer at {url}: {why}")
+            });
+            bail!("{}; {advice}", each.collect::<Vec<_>>().join("; "));
+        }
+        for process in processes {
+            let ready = self.until(PATIENCE_BEFORE, async || self.is_ready(process, None, 0).await);
+            let ready = ready.await;
+            ready.map_err(|why| anyhow!("{} is not ready: {why}; {advice}", process.name))?;
+        }
+        Ok(())
     }
 
     /// Followers, the leader; order servers, balancers, front ends.

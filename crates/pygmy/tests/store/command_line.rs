@@ -134,3 +134,24 @@ async fn a_cluster_is_made_once() {
     // Clients find the store through the configuration as well.
     assert!(pygmy.ok(&["topics", "--config", &config]).await.contains("Graduate School"));
 }
+
+#[tokio::test]
+async fn who_is_dead_is_named_and_a_store_that_is_gone_is_an_exit_code_of_its_own() {
+    let mut store = Store::start_with(Layout::Nodes, "[respawn]\ncommand = [\"true\"]\n").await;
+    store.kill("node-3");
+    let output = store.admin(&["rolling-restart"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.starts_with("pygmy: node-3 does not answer at "), "{error}");
+    assert!(error.contains("nothing was restarted") && !error.contains("node-1"), "{error}");
+
+    store.kill("node-1");
+    store.kill("node-2");
+    let config = store.config().to_string_lossy().into_owned();
+    let pygmy = CommandLine { store: &store, servers: Vec::new() };
+    for command in [&["admin", "rolling-restart"][..], &["client"], &["client", "--tests"]] {
+        let (code, _, error) = pygmy.run(&[command, &["--config", &config]].concat()).await;
+        assert_eq!(code, 3, "{command:?}: {error}");
+        assert!(error.contains("no server answers at http://127.0.0.1:"), "{command:?}: {error}");
+    }
+}
