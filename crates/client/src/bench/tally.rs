@@ -39,8 +39,8 @@ pub struct Tally {
     pub buy_retries: u64,
     /// Connections that were opened.
     pub connects: u64,
-    /// Connections that could not be opened.
-    pub failed_connects: u64,
+    /// Connections that could not be opened, by what was in the way.
+    pub failed_connects: BTreeMap<String, u64>,
     /// Connections that the server ended, or that were ended because no answer came.
     pub broken: u64,
     /// Requests of an open loop that no connection was free for in time.
@@ -68,9 +68,13 @@ impl KindTally {
     /// Adds another count.
     pub fn add(&mut self, other: &KindTally) {
         self.latency_ns.add(&other.latency_ns).expect("all have the same bounds");
-        for (failure, count) in &other.failures {
-            *self.failures.entry(failure.clone()).or_default() += count;
-        }
+        add(&mut self.failures, &other.failures);
+    }
+}
+
+fn add(counts: &mut BTreeMap<String, u64>, others: &BTreeMap<String, u64>) {
+    for (what, count) in others {
+        *counts.entry(what.clone()).or_default() += count;
     }
 }
 
@@ -88,7 +92,7 @@ impl Default for Tally {
             unknown: 0,
             buy_retries: 0,
             connects: 0,
-            failed_connects: 0,
+            failed_connects: BTreeMap::new(),
             broken: 0,
             unsent: 0,
         }
@@ -117,7 +121,7 @@ impl Tally {
         self.unknown += other.unknown;
         self.buy_retries += other.buy_retries;
         self.connects += other.connects;
-        self.failed_connects += other.failed_connects;
+        add(&mut self.failed_connects, &other.failed_connects);
         self.broken += other.broken;
         self.unsent += other.unsent;
     }

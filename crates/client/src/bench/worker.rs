@@ -1,6 +1,6 @@
 //! One connection's loop: take the next request, see it through, count it.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use pygmy_protocol::{Env, env::Instant};
 
@@ -19,6 +19,11 @@ const BUY_TIME_MAX: Duration = Duration::from_secs(10);
 /// First pause before something is tried again; it doubles up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// What Linux says when the process, or the machine, has as many files open as it may: no kind of
+/// [`io::Error`] has a name for it.
+const EMFILE: i32 = 24;
+const ENFILE: i32 = 23;
 
 pub(crate) struct Worker {
     env: Env,
@@ -42,7 +47,7 @@ struct Link {
 
 /// An attempt without an answer.
 enum Failure {
-    NoConnection(std::io::ErrorKind),
+    NoConnection(String),
     Broken(Broken),
 }
 
@@ -150,11 +155,14 @@ impl Worker {
                     self.pause = PAUSE_MIN;
                 }
                 Err(error) => {
-                    self.counter.with(|tally| tally.failed_connects += 1);
+                    let why = obstacle(&error);
+                    self.counter.with(|tally| {
+                        *tally.failed_connects.entry(why.clone()).or_default() += 1;
+                    });
                     self.link.next_server(&self.requests);
                     self.env.sleep(self.pause).await;
                     self.pause = (self.pause * 2).min(PAUSE_MAX);
-                    return Err(Failure::NoConnection(error.kind()));
+                    return Err(Failure::NoConnection(why));
                 }
             }
         }
@@ -166,8 +174,16 @@ impl Worker {
     }
 }
 
+/// Why a connection could not be opened.
+fn obstacle(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(EMFILE | ENFILE) => "too many open files here; raise `ulimit -n`".to_owned(),
+        _ => error.kind().to_string(),
+    }
+}
+
 impl Link {
-    async fn open(&mut self) -> std::io::Result<()> {
+    async fn open(&mut self) -> io::Result<()> {
         let authority = &self.servers[self.server].authority;
         self.connection = Some(Connection::open(&self.env, authority).await?);
         Ok(())

@@ -6,7 +6,14 @@ mod plot;
 mod progress;
 mod report;
 
-use std::{fs, io, sync::Arc, thread, time::Duration};
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow, bail};
 use pygmy_client::{
@@ -43,30 +50,40 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let servers = servers.map_err(|e| anyhow!(e))?;
     let workload = Arc::new(workload(&env, args));
 
-    let before = block_on(&env, prepare(&env, args, &operator, &urls, &workload))??;
-    let (tally, measured) = measure(&env, args, servers, &workload)?;
-    let after = block_on(&env, count_stock(&operator, &workload.topic))?;
-    let after = after.context("cannot count the stock after the run")?;
-
-    if let Some(file) = &args.plot {
-        let cannot = || format!("cannot write {}", file.display());
-        let latencies_ns = Kind::ALL.map(|kind| (kind, &tally.kind(kind).latency_ns));
-        fs::write(file, plot::draw(&latencies_ns)).with_context(cannot)?;
+    let plot = args.plot.as_deref();
+    if let Some(path) = plot {
+        // Before the run, which would be lost.
+        let created = File::options().write(true).create(true).truncate(false).open(path);
+        created.with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let Workload { topic, numbers, .. } = &*workload;
-    let report = Report::new(args, urls, topic, numbers.first, measured, &tally, (before, after));
+    let before = block_on(&env, prepare(&env, args, &operator, &urls, &workload))??;
+    let run = measure(&env, args, servers, &workload)?;
+    let after = block_on(&env, count_stock(&operator, &workload.topic))?;
+
+    let counted = (before, after.as_ref().ok().copied());
+    let report = Report::new(args, urls, &workload, &run, counted);
     if args.json {
-        print::json(&report)?;
+        print::json(&report)?
     } else {
-        report.print()?;
-        if let Some(file) = &args.plot {
-            print::line(format_args!("latencies by percentile are drawn in {}", file.display()))?;
+        report.print()?
+    }
+    if let Some(path) = plot {
+        draw(path, &run.tally).with_context(|| format!("cannot write {}", path.display()))?;
+        if !args.json {
+            let path = path.display();
+            print::line(format_args!("latencies by percentile are drawn in {path}"))?;
         }
     }
+    after.context("cannot count the stock after the run")?;
     match report.complaint() {
         Some(complaint) => bail!(complaint),
         None => Ok(()),
     }
+}
+
+fn draw(path: &Path, tally: &Tally) -> io::Result<()> {
+    let latencies_ns = Kind::ALL.map(|kind| (kind, &tally.kind(kind).latency_ns));
+    fs::write(path, plot::draw(&latencies_ns))
 }
 
 fn workload(env: &Env, args: &BenchArgs) -> Workload {
@@ -107,13 +124,20 @@ async fn prepare(
     Ok(stock)
 }
 
-/// Gives what was counted, and for how long it was measured.
+/// What was counted in a run.
+struct Run {
+    tally: Tally,
+    measured: Duration,
+    /// Whether a signal ended it early.
+    interrupted: bool,
+}
+
 fn measure(
     env: &Env,
     args: &BenchArgs,
     servers: Vec<Server>,
     workload: &Arc<Workload>,
-) -> anyhow::Result<(Tally, Duration)> {
+) -> anyhow::Result<Run> {
     let seconds = |seconds: u32| Duration::from_secs(u64::from(seconds));
     let window = Window::new(env.now(), seconds(args.warm_up), seconds(args.seconds));
     let connections = args.connections as usize;
@@ -126,7 +150,7 @@ fn measure(
         threads: connections.min(args.threads as usize),
     };
     let (sender, tallies) = mpsc::channel(WAITING_TALLIES);
-    let tally = thread::scope(|scope| {
+    let (tally, interrupted) = thread::scope(|scope| {
         let start = |number| {
             let (plan, sender) = (&plan, sender.clone());
             let drive = move || block_on(env, drive(env, plan, number, sender));
@@ -135,23 +159,24 @@ fn measure(
         let threads: io::Result<Vec<_>> = (0..plan.threads).map(start).collect();
         let threads = threads.context("cannot start a thread")?;
         drop(sender);
-        let tally = block_on(env, watch(env, &plan.window, tallies))??;
+        let watched = block_on(env, watch(env, &plan.window, tallies))??;
         for thread in threads {
             thread.join().map_err(|_| anyhow!("a thread of the load generator panicked"))??;
         }
-        anyhow::Ok(tally)
+        anyhow::Ok(watched)
     })?;
-    Ok((tally, plan.window.measured()))
+    Ok(Run { tally, measured: plan.window.measured(), interrupted })
 }
 
-/// Adds up what the threads count and shows it, until they are done. A signal ends the run early.
+/// Adds up what the threads count and shows it, until they are done. A signal ends the run early;
+/// says whether one did.
 async fn watch(
     env: &Env,
     window: &Window,
     mut tallies: mpsc::Receiver<Tally>,
-) -> anyhow::Result<Tally> {
+) -> anyhow::Result<(Tally, bool)> {
     let mut signals = Signals::catch().context("cannot catch signals")?;
-    let mut total = Tally::default();
+    let (mut total, mut interrupted) = (Tally::default(), false);
     let mut progress = Progress::measuring(env, window);
     loop {
         tokio::select! {
@@ -162,9 +187,12 @@ async fn watch(
                 }
                 None => break,
             },
-            _ = signals.next() => window.end_at(env.now()),
+            _ = signals.next() => {
+                window.end_at(env.now());
+                interrupted = true;
+            }
         }
     }
     progress.clear();
-    Ok(total)
+    Ok((total, interrupted))
 }

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use hdrhistogram::Histogram;
-use pygmy_client::bench::{Kind, KindTally, Stock, Tally};
+use pygmy_client::bench::{Kind, KindTally, Stock, Tally, Workload};
 use serde::Serialize;
 
-use super::options::BenchArgs;
+use super::{Run, options::BenchArgs};
 use crate::print::{self, Column};
 
 /// Everything that was measured. Field names are part of the interface; times are in the unit that
@@ -31,8 +31,11 @@ pub(super) struct Report {
     /// The exponent of Zipf's law; none if all items are wanted equally.
     zipf: Option<f64>,
     warm_up_seconds: u32,
+    /// For how long it was to be measured.
+    seconds: u32,
     /// For how long it was measured: less than asked for if the run was interrupted.
     measured_seconds: f64,
+    interrupted: bool,
     /// `lookup`, `search` and `buy` as far as the mix has them, and `all`.
     requests: BTreeMap<&'static str, Requests>,
     /// Requests of an open loop that were due while it was measured and were never sent.
@@ -41,6 +44,8 @@ pub(super) struct Report {
     buy_retries: u64,
     connects: u64,
     failed_connects: u64,
+    /// How many of them, by what was in the way.
+    connect_failures: BTreeMap<String, u64>,
     /// Connections that the server closed, or that were closed because no answer came.
     broken_connections: u64,
     sales: Sales,
@@ -80,27 +85,27 @@ struct Sales {
     /// Buys of which the store has not said what became of them.
     unknown: u64,
     stock_before: u64,
-    stock_after: u64,
+    /// None if it could not be counted; so are the next.
+    stock_after: Option<u64>,
     /// The difference.
-    sold: u64,
+    sold: Option<u64>,
     /// Whether `sold` is `acknowledged`, and `unknown` more at most, and every item is there.
-    adds_up: bool,
+    adds_up: Option<bool>,
 }
 
 impl Report {
     pub(super) fn new(
         args: &BenchArgs,
         servers: Vec<String>,
-        topic: &str,
-        first_item_number: u64,
-        measured: Duration,
-        tally: &Tally,
-        (before, after): (Stock, Stock),
+        workload: &Workload,
+        run: &Run,
+        (before, after): (Stock, Option<Stock>),
     ) -> Report {
+        let Run { tally, measured, interrupted } = run;
         let asked = Kind::ALL.into_iter().filter(|kind| args.mix.share(*kind) > 0);
-        let of_kind = |kind: Kind| (kind.name(), Requests::new(tally.kind(kind), measured));
+        let of_kind = |kind: Kind| (kind.name(), Requests::new(tally.kind(kind), *measured));
         let mut requests: BTreeMap<_, _> = asked.map(of_kind).collect();
-        requests.insert("all", Requests::new(&tally.all(), measured));
+        requests.insert("all", Requests::new(&tally.all(), *measured));
         Report {
             loop_kind: if args.rate.is_some() { "open" } else { "closed" },
             target_per_second: args.rate,
@@ -108,18 +113,21 @@ impl Report {
             threads: args.threads,
             servers,
             mix: args.mix.to_string(),
-            topic: topic.to_owned(),
-            first_item_number,
+            topic: workload.topic.clone(),
+            first_item_number: workload.numbers.first,
             items: args.items,
             copies_per_item: args.stock,
             zipf: args.zipf,
             warm_up_seconds: args.warm_up,
+            seconds: args.seconds,
             measured_seconds: measured.as_secs_f64(),
+            interrupted: *interrupted,
             requests,
             unsent: tally.unsent,
             buy_retries: tally.buy_retries,
             connects: tally.connects,
-            failed_connects: tally.failed_connects,
+            failed_connects: tally.failed_connects.values().sum(),
+            connect_failures: tally.failed_connects.clone(),
             broken_connections: tally.broken,
             sales: Sales::new(tally, before, after),
         }
@@ -128,7 +136,7 @@ impl Report {
     /// What makes the run a failure; `None` if nothing does.
     pub(super) fn complaint(&self) -> Option<String> {
         let Sales { acknowledged, unknown, sold, adds_up, .. } = self.sales;
-        if !adds_up {
+        if let (Some(false), Some(sold)) = (adds_up, sold) {
             return Some(format!(
                 "the stock does not add up: {sold} copies are gone, {acknowledged} buys were \
                  answered 201 and the outcome of {unknown} is not known"
@@ -196,6 +204,9 @@ impl Report {
 
     fn remarks(&self) -> Vec<String> {
         let mut remarks = Vec::new();
+        if self.interrupted {
+            remarks.push(format!("it was interrupted; {} s were to be measured", self.seconds));
+        }
         if self.unsent > 0 {
             remarks.push(format!(
                 "unsent: {}; the store, or this machine, did not keep up, and the latencies are \
@@ -206,11 +217,13 @@ impl Report {
         let counts = [
             ("buys sent again with their key", self.buy_retries),
             ("broken connections", self.broken_connections),
-            ("connections that could not be opened", self.failed_connects),
         ];
         for (what, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
             remarks.push(format!("{what}: {}", grouped(count)));
         }
+        remarks.extend(self.connect_failures.iter().map(|(why, count)| {
+            format!("connections that could not be opened: {} ({why})", grouped(*count))
+        }));
         remarks
     }
 }
@@ -256,19 +269,21 @@ impl Latency {
 }
 
 impl Sales {
-    fn new(tally: &Tally, before: Stock, after: Stock) -> Sales {
+    fn new(tally: &Tally, before: Stock, after: Option<Stock>) -> Sales {
         let Tally { sales: acknowledged, unknown, .. } = *tally;
         let possible = acknowledged..=acknowledged + unknown;
-        // More copies than before would be as wrong as too few.
-        let sold = before.copies.checked_sub(after.copies);
-        let adds_up = before.items == after.items && sold.is_some_and(|n| possible.contains(&n));
+        let adds_up = |after: Stock| {
+            // More copies than before would be as wrong as too few.
+            let sold = before.copies.checked_sub(after.copies);
+            before.items == after.items && sold.is_some_and(|sold| possible.contains(&sold))
+        };
         Sales {
             acknowledged,
             unknown,
             stock_before: before.copies,
-            stock_after: after.copies,
-            sold: sold.unwrap_or_default(),
-            adds_up,
+            stock_after: after.map(|after| after.copies),
+            sold: after.map(|after| before.copies.saturating_sub(after.copies)),
+            adds_up: after.map(adds_up),
         }
     }
 
@@ -277,12 +292,15 @@ impl Sales {
             0 => String::new(),
             unknown => format!(" and {} unknown outcomes", grouped(unknown)),
         };
-        let verdict = if self.adds_up { "it adds up" } else { "IT DOES NOT ADD UP" };
-        format!(
-            "sales: {} answers 201{known} (warm-up included), {} copies gone from stock: {verdict}",
-            grouped(self.acknowledged),
-            grouped(self.sold),
-        )
+        let stock = match (self.sold, self.adds_up) {
+            (Some(sold), Some(adds_up)) => {
+                let verdict = if adds_up { "it adds up" } else { "IT DOES NOT ADD UP" };
+                format!("{} copies gone from stock: {verdict}", grouped(sold))
+            }
+            _ => "the stock was not counted".to_owned(),
+        };
+        let acknowledged = grouped(self.acknowledged);
+        format!("sales: {acknowledged} answers 201{known} (warm-up included), {stock}")
     }
 }
 
@@ -333,9 +351,14 @@ mod tests {
         let stock = |items, copies| Stock { items, copies };
         let mut tally = Tally::default();
         (tally.sales, tally.unknown) = (5, 2);
-        let adds_up = |after| Sales::new(&tally, stock(7, 100), after).adds_up;
+        let sales = |after| Sales::new(&tally, stock(7, 100), after);
+        let adds_up = |after| sales(Some(after)).adds_up == Some(true);
         assert!([95, 94, 93].iter().all(|copies| adds_up(stock(7, *copies))));
         assert!(![96, 92, 101].iter().any(|copies| adds_up(stock(7, *copies))));
         assert!(!adds_up(stock(6, 95)), "an item is gone");
+        assert_eq!(sales(None).adds_up, None);
+        let told = "sales: 5 answers 201 and 2 unknown outcomes (warm-up included), the stock was \
+                    not counted";
+        assert_eq!(sales(None).sentence(), told);
     }
 }
