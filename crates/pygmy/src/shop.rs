@@ -6,7 +6,7 @@ use anyhow::{Context, anyhow};
 use pygmy_client::store::{Bought, Patience, Store, StoreError};
 use pygmy_protocol::{
     Code, Env, IdempotencyKey, Problem,
-    item::Item,
+    item::{Item, ItemNumber},
     order::{BuyBody, Order},
 };
 
@@ -53,6 +53,28 @@ impl Shop {
         let store = store.with_notice(wait::notice);
         let currency = config.map_or_else(Currency::default, |config| config.currency());
         Ok(Shop { env, store, currency, json: args.json })
+    }
+
+    /// Buys. Where fewer copies are left than are wanted, the error says how many.
+    async fn buy(
+        &self,
+        item: ItemNumber,
+        body: BuyBody,
+        key: IdempotencyKey,
+    ) -> Result<Bought, StoreError> {
+        let bought = self.store.buy(item, body, key).await;
+        if !bought.as_ref().is_err_and(|error| has_code(error, Code::OutOfStock)) {
+            return bought;
+        }
+        // Others may have bought or brought some meanwhile, or it is not to be had for now.
+        match self.store.lookup(item).await {
+            Ok(Item { stock, .. }) if (1..body.quantity).contains(&stock) => {
+                let are = if stock == 1 { "is" } else { "are" };
+                let detail = format!("{stock} {are} left, and {} were wanted", body.quantity);
+                Err(StoreError::Problem(Problem::new(Code::OutOfStock, detail)))
+            }
+            _ => bought,
+        }
     }
 
     fn print_items(&self, items: &[Item]) -> anyhow::Result<()> {
@@ -153,12 +175,12 @@ pub(crate) fn buy(args: &BuyArgs) -> anyhow::Result<()> {
         // Who interrupts a buy must hear how to find out what has become of it.
         let mut signals = Signals::catch().context("cannot catch signals")?;
         tokio::select! {
-            bought = shop.store.buy(args.item, body, key.clone()) => anyhow::Ok(bought),
+            bought = shop.buy(args.item, body, key.clone()) => anyhow::Ok(bought),
             _ = signals.next() => Ok(Err(interrupted())),
         }
     };
     let Bought { order, replayed } = match block_on(&shop.env, buying)?? {
-        Err(error) if is_unknown(&error) => {
+        Err(error) if has_code(&error, Code::OutcomeUnknown) => {
             return Err(error).with_context(|| ask_again(args, &key));
         }
         bought => bought?,
@@ -184,8 +206,8 @@ fn interrupted() -> StoreError {
     StoreError::Problem(Problem::outcome_unknown("interrupted"))
 }
 
-fn is_unknown(error: &StoreError) -> bool {
-    matches!(error, StoreError::Problem(problem) if problem.code == Code::OutcomeUnknown)
+fn has_code(error: &StoreError, code: Code) -> bool {
+    matches!(error, StoreError::Problem(problem) if problem.code == code)
 }
 
 fn ask_again(args: &BuyArgs, key: &IdempotencyKey) -> String {

@@ -57,6 +57,11 @@ async fn a_client_searches_buys_and_finds_the_order() {
     assert_eq!(again, order, "the same key is the same order");
     let (code, _, error) = pygmy.run(&["buy", "3", "--quantity", "21"]).await;
     assert_eq!(code, 1, "{error}");
+    let told = "pygmy: 20 are left, and 21 were wanted; try fewer copies, or later\n";
+    assert_eq!(error, told);
+    assert!(store.admin(&["set-stock", "3", "0"]).status.success());
+    let (code, _, error) = pygmy.run(&["buy", "3"]).await;
+    assert_eq!(code, 1, "{error}");
     assert!(error.contains("out of stock"), "{error}");
     let (code, _, error) = pygmy.run(&["lookup", "zero"]).await;
     assert_eq!(code, 2, "wrong usage: {error}");
