@@ -8,14 +8,25 @@ use std::{
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use pygmy_protocol::item::{Item, ItemNumber, MAX_NUMBER, MAX_TEXT_BYTES, parse_whole_number};
+use pygmy_protocol::{
+    Problem,
+    item::{Item, ItemNumber, MAX_NUMBER, MAX_TEXT_BYTES, parse_whole_number},
+};
 use serde::Deserialize;
+use serde_json::{Value, error::Category};
 use xxhash_rust::xxh3::Xxh3Default;
 
 use super::csv::Record;
 
 /// The columns of a CSV file, and the fields of a JSON line.
 pub(super) const COLUMNS: [&str; 5] = ["itemNumber", "title", "topic", "stock", "cost"];
+const ITEM_NUMBER: usize = 0;
+const TITLE: usize = 1;
+const TOPIC: usize = 2;
+const STOCK: usize = 3;
+const COST: usize = 4;
+/// Characters of a wrong value that are shown.
+const SHOWN_CHARS: usize = 30;
 /// Longest record: a title and a topic of 500 bytes each, written as clumsily as can be, have 6 KB.
 const MAX_RECORD_BYTES: usize = 64 * 1024;
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -87,7 +98,15 @@ impl ItemsFile {
     /// Opens the file at `path`; without a `format`, its name or its first byte tells which it is.
     pub(crate) fn open(path: &Path, format: Option<Format>) -> anyhow::Result<ItemsFile> {
         let cannot = || format!("cannot read {}", path.display());
-        let file = File::open(path).with_context(cannot)?;
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => bail!(
+                "there is no file {}; name one with items, as CSV with the header {} or as JSON \
+                 lines; `pygmy admin export FILE` writes one",
+                path.display(),
+                COLUMNS.join(",")
+            ),
+            file => file.with_context(cannot)?,
+        };
         if !file.metadata().with_context(cannot)?.is_file() {
             // It is read twice.
             bail!("{} is no file: save the items in one first", path.display());
@@ -154,17 +173,34 @@ impl ItemsFile {
         }
     }
 
-    fn json_item(&self) -> Result<(u64, Item), BadLine> {
-        let read: JsonLine = serde_json::from_slice(&self.buffer).map_err(|e| {
-            let (text, place) = (e.to_string(), format!(" at line 1 column {}", e.column()));
-            BadLine::new(self.line, e.column(), text.strip_suffix(&place).unwrap_or(&text))
-        })?;
+    fn json_item(&mut self) -> Result<(u64, Item), BadLine> {
+        if self.buffer.trim_ascii_start().starts_with(b"[") {
+            // Of what follows each line would be as bad, and for the same reason.
+            self.ended = true;
+            let reason = "this is a JSON array; write an object for each item, on a line of its \
+                          own, without brackets around them or commas between";
+            return Err(BadLine::whole(self.line, reason));
+        }
+        let read: JsonLine = serde_json::from_slice(&self.buffer)
+            .map_err(|e| BadLine::new(self.line, e.column(), what_is_wrong(&e)))?;
+        let number = |column: usize, value: &Value| {
+            let read = number(column, value.as_u64(), &start_of(&value.to_string()));
+            read.map_err(|reason| self.bad(column, reason))
+        };
+        let text = |column: usize, value: Value| match value {
+            Value::String(read) => text(read).map_err(|reason| self.bad(column, reason)),
+            other => {
+                let shown = start_of(&other.to_string());
+                Err(self.bad(column, format!("{shown} is no text; write it in quotes")))
+            }
+        };
         let item = Item {
-            item_number: item_number(read.item_number).map_err(|e| self.bad(0, e))?,
-            title: text(read.title).map_err(|e| self.bad(1, e))?,
-            topic: text(read.topic).map_err(|e| self.bad(2, e))?,
-            stock: value(read.stock).map_err(|e| self.bad(3, e))?,
-            cost: value(read.cost).map_err(|e| self.bad(4, e))?,
+            item_number: number(ITEM_NUMBER, &read.item_number)
+                .and_then(|n| item_number(n).map_err(|reason| self.bad(ITEM_NUMBER, reason)))?,
+            title: text(TITLE, read.title)?,
+            topic: text(TOPIC, read.topic)?,
+            stock: number(STOCK, &read.stock)?,
+            cost: number(COST, &read.cost)?,
         };
         Ok((self.line, item))
     }
@@ -263,13 +299,19 @@ impl ItemsFile {
             of_column[*column] = field;
         }
         let bad = |column: usize| move |reason| BadLine::new(line, COLUMNS[column], reason);
-        let [number, title, topic, stock, cost] = of_column;
+        let whole = |column: usize| {
+            let text = of_column[column];
+            number(column, parse_whole_number(text), &format!("{:?}", start_of(text)))
+                .map_err(bad(column))
+        };
+        let text = |column: usize| text(of_column[column].to_owned()).map_err(bad(column));
         Ok(Item {
-            item_number: whole(number).and_then(item_number).map_err(bad(0))?,
-            title: text(title.to_owned()).map_err(bad(1))?,
-            topic: text(topic.to_owned()).map_err(bad(2))?,
-            stock: whole(stock).and_then(value).map_err(bad(3))?,
-            cost: whole(cost).and_then(value).map_err(bad(4))?,
+            item_number: whole(ITEM_NUMBER)
+                .and_then(|n| item_number(n).map_err(bad(ITEM_NUMBER)))?,
+            title: text(TITLE)?,
+            topic: text(TOPIC)?,
+            stock: whole(STOCK)?,
+            cost: whole(COST)?,
         })
     }
 
@@ -299,34 +341,56 @@ impl ItemsFile {
     }
 }
 
+/// The values may be anything at first: what is wrong with one is said in words for people.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct JsonLine {
-    item_number: u64,
-    title: String,
-    topic: String,
-    stock: u64,
-    cost: u64,
+    item_number: Value,
+    title: Value,
+    topic: Value,
+    stock: Value,
+    cost: Value,
+}
+
+/// What keeps a line from being an object with the five fields.
+fn what_is_wrong(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let place = format!(" at line 1 column {}", error.column());
+    let text = text.strip_suffix(&place).unwrap_or(&text);
+    match error.classify() {
+        Category::Eof => "the JSON object has no end on this line".to_owned(),
+        Category::Data if text.starts_with("invalid type") => "it is no JSON object".to_owned(),
+        Category::Data => text.to_owned(),
+        _ if text == "trailing characters" => {
+            "there is more behind the JSON object; each stands on a line of its own, and no comma \
+             between"
+                .to_owned()
+        }
+        _ => format!("it is no JSON object: {text}"),
+    }
+}
+
+/// Checks a number of a column: `read`, if it is a whole one, `shown` as it stands in the file.
+fn number(column: usize, read: Option<u64>, shown: &str) -> Result<u64, String> {
+    let least = u64::from(column == ITEM_NUMBER);
+    match read {
+        Some(number) if (least..=MAX_NUMBER).contains(&number) => Ok(number),
+        // As people write prices.
+        _ if column == COST && shown.contains('.') => Err(format!(
+            "{shown} is no cost; that is in the minor unit of the currency, a whole number, as 1250 \
+             for 12.50"
+        )),
+        _ => Err(format!("{shown} is no whole number from {least} to {MAX_NUMBER}")),
+    }
 }
 
 fn item_number(number: u64) -> Result<ItemNumber, String> {
-    number
-        .try_into()
-        .map_err(|_| format!("an item number is a whole number from 1 to {MAX_NUMBER}"))
+    number.try_into().map_err(|problem: Problem| problem.detail.into_owned())
 }
 
-fn whole(text: &str) -> Result<u64, String> {
-    parse_whole_number(text).ok_or_else(|| {
-        let shown: String = text.chars().take(30).collect();
-        format!("{shown:?} is no whole number, or too large")
-    })
-}
-
-fn value(number: u64) -> Result<u64, String> {
-    if number > MAX_NUMBER {
-        return Err(format!("{number} is over {MAX_NUMBER}"));
-    }
-    Ok(number)
+/// As much of a value as fits a message.
+fn start_of(text: &str) -> String {
+    text.chars().take(SHOWN_CHARS).collect()
 }
 
 fn text(text: String) -> Result<String, String> {

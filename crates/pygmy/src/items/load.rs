@@ -9,11 +9,11 @@
 //! Until all is staged, an import can be broken off and taken back. Once it was asked for,
 //! publishing is seen through: who breaks it off cannot know what is on sale.
 
-use std::{pin::pin, time::Duration};
+use std::{fmt, pin::pin, time::Duration};
 
 use anyhow::{anyhow, bail};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use pygmy_client::{operator::Operator, store::StoreError};
 use pygmy_protocol::{
     Code, Env,
@@ -22,7 +22,7 @@ use pygmy_protocol::{
     item::Item,
 };
 
-use super::{Checked, count, file::ItemsFile};
+use super::{Checked, count, file::ItemsFile, grouped};
 use crate::print::Style;
 
 /// Titles and topics of one part, in bytes: six times as much, were every character escaped, fits
@@ -123,8 +123,8 @@ fn not_loaded(file: &ItemsFile, error: anyhow::Error) -> anyhow::Error {
 #[derive(Debug)]
 struct MaybeOnSale;
 
-impl std::fmt::Display for MaybeOnSale {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for MaybeOnSale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
             "the items may be on sale, all of them or none; the same command says whether they \
              are, and sees to it",
@@ -329,16 +329,20 @@ fn progress(items: u64) -> ProgressBar {
     let bar = ProgressBar::new(items);
     let colour = if Style::of_stderr().colours { ".cyan" } else { "" };
     let template =
-        format!("{{bar:32{colour}}} {{human_pos}}/{{human_len}} items, {{per_sec}}, {{eta}} left");
+        format!("{{bar:32{colour}}} {{human_pos}}/{{human_len}} items, {{rate}}/s, {{eta}} left");
+    let rate = |state: &ProgressState, out: &mut dyn fmt::Write| {
+        // A line that cannot be shown is no reason to stop.
+        let _ = out.write_str(&grouped(state.per_sec() as u64));
+    };
     // The template is ours and valid; if it were not, the default does.
     if let Ok(style) = ProgressStyle::with_template(&template) {
-        bar.set_style(style);
+        bar.set_style(style.with_key("rate", rate));
     }
     bar
 }
 
-impl std::fmt::Display for Loaded {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Loaded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (items, topics) = (count(self.items, "item"), count(self.topics as u64, "topic"));
         let (are, were) = if self.items == 1 { ("is", "was") } else { ("are", "were") };
         if self.already {

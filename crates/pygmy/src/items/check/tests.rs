@@ -91,15 +91,15 @@ fn a_bad_line_is_named_with_its_column_and_reason() {
     let long = "x".repeat(501);
     let very_long = "x".repeat(70_000);
     for (lines, message) in [
-        ("0,a,t,1,1", "line 2, column itemNumber: an item number is a whole number from 1"),
-        ("x,a,t,1,1", "line 2, column itemNumber: \"x\" is no whole number"),
-        ("9007199254740992,a,t,1,1", "line 2, column itemNumber: an item number"),
+        ("0,a,t,1,1", "line 2, column itemNumber: \"0\" is no whole number from 1 to 90071"),
+        ("x,a,t,1,1", "line 2, column itemNumber: \"x\" is no whole number from 1"),
+        ("9007199254740992,a,t,1,1", "line 2, column itemNumber: \"9007199254740992\" is no"),
         ("1,,t,1,1", "line 2, column title: it has 0 bytes; 1 to 500 are allowed"),
         (&format!("1,a,{long},1,1"), "line 2, column topic: it has 501 bytes"),
-        ("1,a,t,-1,1", "line 2, column stock: \"-1\" is no whole number"),
-        ("1,a,t,1,15.00", "line 2, column cost: \"15.00\" is no whole number"),
+        ("1,a,t,-1,1", "line 2, column stock: \"-1\" is no whole number from 0 to 90071"),
+        ("1,a,t,1,15.00", "line 2, column cost: \"15.00\" is no cost; that is in the minor unit"),
         ("1,a,t,1, 5", "line 2, column cost: \" 5\" is no whole number"),
-        ("1,a,t,1,9007199254740992", "line 2, column cost: 9007199254740992 is over"),
+        ("1,a,t,1,9007199254740992", "line 2, column cost: \"9007199254740992\" is no"),
         ("1,a,t,1", "line 2: it has 4 fields instead of 5"),
         ("1,a,t,1,1,", "line 2: it has 6 fields instead of 5"),
         ("1,a\"b,t,1,1", "line 2, column title: a quote stands within"),
@@ -124,18 +124,39 @@ fn a_bad_line_of_json_is_named_with_its_column_and_reason() {
     for (line, message) in [
         (good.replace("\"cost\":1", "\"price\":1"), "unknown field `price`"),
         (good.replace(",\"cost\":1", ""), "missing field `cost`"),
-        (good.replace("\"stock\":1", "\"stock\":1.5"), "invalid type: floating"),
-        (good.replace("\"stock\":1", "\"stock\":\"1\""), "invalid type: string"),
+        (good.replace("\"stock\":1", "\"stock\":1.5"), "stock: 1.5 is no whole number from 0"),
+        (good.replace("\"stock\":1", "\"stock\":\"1\""), "stock: \"1\" is no whole number from"),
+        (
+            good.replace("\"cost\":1", "\"cost\":12.50"),
+            "cost: 12.5 is no cost; that is in the minor",
+        ),
+        (good.replace("\"a\"", "7"), "title: 7 is no text; write it in quotes"),
         (good.replace("\"stock\":1", "\"stock\":9007199254740992"), "stock: 90071"),
-        (good.replace("\"itemNumber\":1", "\"itemNumber\":0"), "itemNumber: an"),
+        (
+            good.replace("\"itemNumber\":1", "\"itemNumber\":0"),
+            "itemNumber: 0 is no whole number from 1",
+        ),
         (good.replace("\"a\"", "\"\""), "title: it has 0 bytes"),
-        (format!("{good}{good}"), "trailing characters"),
-        ("[1]".to_owned(), "invalid"),
+        (format!("{good}{good}"), "more behind the JSON object"),
+        (format!("{good},"), "more behind the JSON object"),
+        (good[..20].to_owned(), "the JSON object has no end on this line"),
+        (good.replace('"', "'"), "it is no JSON object: key must be a string"),
+        ("1".to_owned(), "it is no JSON object"),
         (good.to_owned(), "itemNumber: item 1 stands on line 1 already"),
     ] {
         let error = file("a.jsonl", format!("{good}\n{line}\n")).check().unwrap_err();
         let told = error.lines().nth(1).unwrap_or_default().trim_start();
         assert!(told.starts_with("line 2, column ") && told.contains(message), "{line}: {error}");
+    }
+}
+
+#[test]
+fn an_array_of_items_is_one_thing_that_is_wrong() {
+    let item = r#"{"itemNumber":1,"title":"a","topic":"t","stock":1,"cost":1}"#;
+    for text in [format!("[\n{item},\n{item}\n]\n"), format!("[{item}]\n")] {
+        let error = file("a.json", text).check().unwrap_err();
+        assert_eq!(error.lines().count(), 2, "{error}");
+        assert!(error.contains("line 1: this is a JSON array; write an object"), "{error}");
     }
 }
 
@@ -160,7 +181,7 @@ fn a_header_must_name_the_five_columns() {
 fn twenty_bad_lines_are_shown_and_all_are_counted() {
     let lines: String = (0..50).map(|_| "0,a,t,1,1\n").collect();
     let error = file("a.csv", format!("{HEADER}{lines}")).check().unwrap_err();
-    assert_eq!(error.matches("an item number is").count(), SHOWN, "{error}");
+    assert_eq!(error.matches("is no whole number").count(), SHOWN, "{error}");
     assert!(error.contains("line 2,") && error.contains("line 21,"), "{error}");
     assert!(error.ends_with("and 30 bad lines more"), "{error}");
 }
@@ -186,6 +207,7 @@ fn limits_are_inclusive() {
 #[test]
 fn what_is_no_file_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(ItemsFile::open(&dir.path().join("missing.csv"), None).is_err());
+    let missing = ItemsFile::open(&dir.path().join("missing.csv"), None).err().unwrap();
+    assert!(missing.to_string().contains("missing.csv; name one with items"), "{missing}");
     assert!(ItemsFile::open(dir.path(), Some(Format::Csv)).is_err());
 }
