@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use pygmy_client::{Upstream, watch};
 use pygmy_protocol::{Env, registration::Role};
 
-use super::{Config, ConfigError, Part, ServerEntry, overrides::By};
+use super::{Config, ConfigError, Document, Part, ServerEntry, overrides::By};
 
 /// Longest name of a server: it names a directory and stands in every table.
 const MAX_NAME_BYTES: usize = 60;
 /// Heartbeats of Raft that fit into a lease at least; catalog replicas refuse to start otherwise.
 const LEASE_HEARTBEATS: u64 = 4;
+/// Heartbeats of Raft that a follower misses at least before it asks for an election; catalog
+/// replicas refuse less, too.
+const ELECTION_HEARTBEATS: u64 = 3;
 /// Segments of the log that fit at least into what is kept free: one is reserved while another is
 /// written.
 const FREE_SEGMENTS: u64 = 2;
@@ -44,8 +47,7 @@ impl Config {
         let cluster = &self.document.cluster;
         within("cluster.currency_digits", u64::from(cluster.currency_digits), 0..=6)?;
         within("cluster.heartbeat_ms", cluster.heartbeat_ms, 50..=60_000)?;
-        let whole = self.document.limits.request_timeout_ms;
-        within("cluster.attempt_timeout_ms", cluster.attempt_timeout_ms, 1..=whole)
+        within("cluster.attempt_timeout_ms", cluster.attempt_timeout_ms, 1..=60_000)
     }
 
     fn check_limits(&self) -> Result<(), Wrong> {
@@ -70,19 +72,31 @@ impl Config {
         };
         of_table("balancer", document.balancer.check())?;
         of_table("frontend", document.frontend.check())?;
+        // Before the others: they would blame one setting, without the one that sets its bound.
+        self.check_multiples()?;
         of_table("catalog", document.catalog.check())?;
-        of_table("respawn", document.respawn.check())?;
-        let (frontend, catalog) = (&document.frontend, &document.catalog);
-        self.check_multiple(
-            ("frontend.lease_ms", frontend.lease_ms),
-            LEASE_HEARTBEATS,
-            ("catalog.raft_heartbeat_ms", catalog.raft_heartbeat_ms),
-        )?;
-        self.check_multiple(
-            ("catalog.min_free_bytes", catalog.min_free_bytes),
-            FREE_SEGMENTS,
-            ("catalog.log_segment_bytes", catalog.log_segment_bytes),
-        )
+        of_table("respawn", document.respawn.check())
+    }
+
+    /// Settings that must be so many times another one at least.
+    fn check_multiples(&self) -> Result<(), Wrong> {
+        let Document { cluster, limits, frontend, catalog, respawn, .. } = &self.document;
+        let request = ("limits.request_timeout_ms", limits.request_timeout_ms);
+        let attempt = ("cluster.attempt_timeout_ms", cluster.attempt_timeout_ms);
+        let lease = ("frontend.lease_ms", frontend.lease_ms);
+        let heartbeat = ("catalog.raft_heartbeat_ms", catalog.raft_heartbeat_ms);
+        let election_min = ("catalog.election_timeout_min_ms", catalog.election_timeout_min_ms);
+        let election_max = ("catalog.election_timeout_max_ms", catalog.election_timeout_max_ms);
+        let free = ("catalog.min_free_bytes", catalog.min_free_bytes);
+        let segment = ("catalog.log_segment_bytes", catalog.log_segment_bytes);
+        let backoff_min = ("respawn.backoff_min_ms", respawn.backoff_min_ms);
+        let backoff_max = ("respawn.backoff_max_ms", respawn.backoff_max_ms);
+        self.check_multiple(request, 1, attempt)?;
+        self.check_multiple(lease, LEASE_HEARTBEATS, heartbeat)?;
+        self.check_multiple(election_min, ELECTION_HEARTBEATS, heartbeat)?;
+        self.check_multiple(election_max, 1, election_min)?;
+        self.check_multiple(free, FREE_SEGMENTS, segment)?;
+        self.check_multiple(backoff_max, 1, backoff_min)
     }
 
     /// Checks that a setting is at least `times` another one. Where only the other one is set, that
@@ -93,23 +107,23 @@ impl Config {
         times: u64,
         (small, unit): (&str, u64),
     ) -> Result<(), Wrong> {
-        let least = times * unit;
+        let least = times.saturating_mul(unit);
         if value >= least {
             return Ok(());
         }
         let name = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
         let is_set = |key| self.lines.get(key).is_some() || self.overrides.contains(key);
         if !is_set(large) && is_set(small) {
+            let times = if times == 1 { String::new() } else { format!("{times} times ") };
             let message = format!(
-                "{} is {unit}; {large} must be at least {times} times as much, and is {value}",
+                "{} is {unit}; {large} must be at least {times}as much, and is {value}",
                 name(small)
             );
             return Err((small.to_owned(), message));
         }
-        let message = format!(
-            "{} is {value}; it must be at least {least}, {times} times {small}",
-            name(large)
-        );
+        let why = if times == 1 { "as is".to_owned() } else { format!("{times} times") };
+        let message =
+            format!("{} is {value}; it must be at least {least}, {why} {small}", name(large));
         Err((large.to_owned(), message))
     }
 
@@ -142,24 +156,13 @@ impl Config {
 
     fn check_servers(&self) -> Result<(), Wrong> {
         self.check_names()?;
-        let mut addresses = BTreeMap::new();
         for (index, server) in self.servers().iter().enumerate() {
             let key = |name: &str| format!("server.{index}.{name}");
             check_server(server).map_err(|(name, message)| (key(name), message))?;
             watch::check_command(server.respawn.as_deref().unwrap_or_default())
                 .map_err(|why| (key("respawn"), format!("respawn {why}")))?;
-            let listens =
-                [("listen", Some(server.listen)), ("public_listen", server.public_listen)];
-            for (name, address) in listens {
-                // The same address on two machines, behind two URLs, is no clash.
-                let Some(address) = address.filter(|_| server.url.is_none()) else { continue };
-                if let Some(other) = addresses.insert(address, server.name.clone()) {
-                    let message =
-                        format!("{name} {address} is taken by {other}; choose another port");
-                    return Err((key(name), message));
-                }
-            }
         }
+        self.check_addresses()?;
         for role in TIERS {
             if self.parts(role).is_empty() {
                 let message = format!(
@@ -167,6 +170,36 @@ impl Config {
                      or \"all\""
                 );
                 return Err(("server".to_owned(), message));
+            }
+        }
+        Ok(())
+    }
+
+    /// No two servers have the same address, or are called at the same URL.
+    fn check_addresses(&self) -> Result<(), Wrong> {
+        let (mut addresses, mut urls) = (BTreeMap::new(), BTreeMap::new());
+        for (index, server) in self.servers().iter().enumerate() {
+            let key = |name: &str| format!("server.{index}.{name}");
+            let name = &server.name;
+            let listens =
+                [("listen", Some(server.listen)), ("public_listen", server.public_listen)];
+            for (setting, address) in listens {
+                // The same address on two machines, behind two URLs, is no clash.
+                let Some(address) = address.filter(|_| server.url.is_none()) else { continue };
+                if let Some(other) = addresses.insert(address, name) {
+                    let message = format!(
+                        "{setting} {address} of {name} is taken by {other}; choose another port"
+                    );
+                    return Err((key(setting), message));
+                }
+            }
+            let called = if server.url.is_some() { "url" } else { "listen" };
+            let url = server.base_url();
+            if let Some(other) = urls.insert(url.to_ascii_lowercase(), name) {
+                let message = format!(
+                    "{called} of {name}: {url} is the URL of {other}; each server needs one of its own"
+                );
+                return Err((key(called), message));
             }
         }
         Ok(())

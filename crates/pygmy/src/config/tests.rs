@@ -84,6 +84,31 @@ fn a_bad_value_names_its_line_and_key() {
             3,
             "min_free_bytes is 2097151; it must be at least 2097152, 2 times catalog.log_segment",
         ),
+        (
+            "[limits]\nrequest_timeout_ms = 100\n",
+            2,
+            "request_timeout_ms is 100; it must be at least 2000, as is cluster.attempt_timeout_ms",
+        ),
+        (
+            "[cluster]\nattempt_timeout_ms = 5001\n",
+            2,
+            "attempt_timeout_ms is 5001; limits.request_timeout_ms must be at least as much, and is",
+        ),
+        (
+            "[catalog]\nraft_heartbeat_ms = 100\n",
+            2,
+            "raft_heartbeat_ms is 100; catalog.election_timeout_min_ms must be at least 3 times as",
+        ),
+        (
+            "[catalog]\nelection_timeout_min_ms = 500\n",
+            2,
+            "election_timeout_min_ms is 500; catalog.election_timeout_max_ms must be at least as",
+        ),
+        (
+            "[respawn]\nbackoff_max_ms = 100\n",
+            2,
+            "backoff_max_ms is 100; it must be at least 500, as is respawn.backoff_min_ms",
+        ),
         ("[cluster]\nheartbeat_ms = \n", 2, ""),
         ("[[server]]\nname = \"a\"\nrole = \"shop\"\nlisten = \"127.0.0.1:1\"\n", 3, "shop"),
         ("[[server]]\nname = \"a\"\nrole = \"order\"\nlisten = \"here\"\n", 4, "socket address"),
@@ -143,9 +168,22 @@ fn servers_must_make_sense_together() {
     let second = "[[server]]\nname = \"two\"\nrole = \"order\"\nlisten = \"127.0.0.1:8081\"\n";
     let wrong = error(&format!("{SERVERS}{second}"));
     assert!(
-        wrong.starts_with("etc/pygmy.toml:10: listen 127.0.0.1:8081 is taken by one"),
+        wrong.starts_with("etc/pygmy.toml:10: listen 127.0.0.1:8081 of two is taken by one"),
         "{wrong}"
     );
+    let url = "http://127.0.0.1:8091/";
+    let second = "[[server]]\nname = \"two\"\nrole = \"order\"\nlisten = \"127.0.0.1:1\"\nurl = ";
+    let wrong = error(&format!("{SERVERS}{second}\"{url}\"\n"));
+    let sentence = "etc/pygmy.toml:11: url of two: http://127.0.0.1:8091 is the URL of one; each";
+    assert!(wrong.starts_with(sentence), "{wrong}");
+    // Two machines with the same addresses, each called at its own URL.
+    let machine = |name: &str, host: &str| {
+        let text = SERVERS.replace("\"one\"", &format!("\"{name}\""));
+        format!("{}url = \"http://{host}:8091\"\n", text.replace("127.0.0.1", "0.0.0.0"))
+    };
+    let two = |host| format!("{}{}", machine("one", "a"), machine("two", host));
+    assert!(load(&two("b"), &Settings::default()).is_ok());
+    assert!(error(&two("a")).contains("url of two: http://a:8091 is the URL of one"));
     let second = "[[server]]\nname = \"one-order\"\nrole = \"order\"\nlisten = \"127.0.0.1:1\"\n";
     for (text, line) in [(format!("{SERVERS}{second}"), 8), (format!("{second}{SERVERS}"), 7)] {
         let wrong = error(&text);
