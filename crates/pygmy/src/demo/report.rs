@@ -1,6 +1,13 @@
 //! What a demo tells people.
 
-use std::{borrow::Cow, collections::BTreeMap, env, fs, path::Path, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    env, fs,
+    io::{self, IsTerminal},
+    path::Path,
+    time::Duration,
+};
 
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -194,18 +201,25 @@ fn show_log(path: &Path) {
     let bytes = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(LOG_BYTES)..]);
     let lines: Vec<_> = text.lines().collect();
-    let width = usize::from(Table::new().use_stderr().width().unwrap_or(WIDTH));
+    // A file has room for all of it.
+    let width = io::stderr().is_terminal().then(|| {
+        let width = Table::new().use_stderr().width().unwrap_or(WIDTH);
+        usize::from(width).saturating_sub(2)
+    });
     for line in &lines[lines.len().saturating_sub(LOG_LINES)..] {
-        eprintln!("  {}", cut(&print::without_controls(line), width.saturating_sub(2)));
+        let line = print::without_controls(line);
+        eprintln!("  {}", width.map_or(line.as_str().into(), |width| cut(&line, width)));
     }
 }
 
-/// The first `width` characters of a line; the last of them says if there are more.
+/// The last `width` characters of a line: a reason stands at its end, what everybody knows at its
+/// beginning. The first of them says if there are more.
 fn cut(line: &str, width: usize) -> Cow<'_, str> {
-    match line.char_indices().nth(width) {
-        None => line.into(),
-        Some(_) => line.chars().take(width.saturating_sub(1)).chain(['…']).collect(),
+    let chars = line.chars().count();
+    if chars <= width {
+        return line.into();
     }
+    ['…'].into_iter().chain(line.chars().skip((chars + 1).saturating_sub(width))).collect()
 }
 
 /// This program, as it can be called from the same directory.
@@ -233,7 +247,7 @@ mod tests {
     #[test]
     fn long_lines_are_cut_and_say_so() {
         assert_eq!(cut("Größe", 5), "Größe");
-        assert_eq!(cut("Größe!", 5), "Größ…");
+        assert_eq!(cut("Größe!", 5), "…öße!");
     }
 
     #[test]
