@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use http::Method;
 use pygmy_protocol::{
-    Env, IdempotencyKey, Problem, RequestContext,
+    Code, Env, IdempotencyKey, Problem, RequestContext,
     http::Secret,
     members::{MemberChange, MemberProgress, PATH},
     registration::CatalogStatus,
@@ -71,13 +71,18 @@ impl Members {
         let mut asking: FuturesUnordered<_> = self.replicas.iter().enumerate().map(ask).collect();
         let mut said = BTreeMap::new();
         while let Some((place, replica, answer)) = asking.next().await {
-            if let Ok(status) = &answer {
-                if status.role == "leader" {
-                    return Ok(Arc::clone(replica));
+            match &answer {
+                Ok(status) if status.role == "leader" => return Ok(Arc::clone(replica)),
+                Ok(status) => {
+                    if let Some(leader) = self.unknown_leader(status) {
+                        return Ok(leader);
+                    }
                 }
-                if let Some(leader) = self.unknown_leader(status) {
-                    return Ok(leader);
+                // The others have the same one.
+                Err(problem) if problem.code == Code::SecretRequired => {
+                    return Err(problem.clone());
                 }
+                Err(_) => {}
             }
             said.insert(place, self_portrait(replica, answer));
         }
@@ -100,12 +105,12 @@ impl Members {
 }
 
 /// What a replica that does not lead said of itself, for people.
-fn self_portrait(replica: &Upstream, answer: Result<CatalogStatus, String>) -> String {
+fn self_portrait(replica: &Upstream, answer: Result<CatalogStatus, Problem>) -> String {
     match answer {
         Ok(CatalogStatus { name, leader: Some(leader), .. }) => format!("{name} follows {leader}"),
         Ok(CatalogStatus { name, role, .. }) if role == "blank" => format!("{name} is blank"),
         Ok(CatalogStatus { name, .. }) => format!("{name} knows no leader"),
-        Err(why) => format!("{} does not answer ({why})", replica.url()),
+        Err(problem) => format!("{} does not answer ({})", replica.url(), problem.detail),
     }
 }
 
@@ -114,23 +119,23 @@ fn self_portrait(replica: &Upstream, answer: Result<CatalogStatus, String>) -> S
 /// # Errors
 /// A sentence for people.
 pub async fn status_of(env: &Env, secret: &Secret, url: &str) -> Result<CatalogStatus, String> {
-    status_at(env, secret, &Arc::new(Upstream::remote(env, url)?)).await
+    let status = status_at(env, secret, &Arc::new(Upstream::remote(env, url)?)).await;
+    status.map_err(|problem| problem.to_string())
 }
 
 async fn status_at(
     env: &Env,
     secret: &Secret,
     replica: &Arc<Upstream>,
-) -> Result<CatalogStatus, String> {
+) -> Result<CatalogStatus, Problem> {
     let context = RequestContext::fresh(env, STATUS_LIMIT);
     let call = Call::new(Method::GET, "/status", context).with_secret(secret);
-    let answer = replica.send(&call, STATUS_LIMIT).await.map_err(|e| e.to_string())?;
-    answer.json().map_err(|problem| problem.to_string())
+    let answer = replica.send(&call, STATUS_LIMIT).await;
+    answer.map_err(|failure| Problem::unavailable(failure.to_string()))?.json()
 }
 
 #[cfg(test)]
 mod tests {
-    use pygmy_protocol::Code;
     use serde_json::json;
 
     use super::*;
@@ -138,7 +143,8 @@ mod tests {
 
     const SILENT: Duration = Duration::from_secs(3600);
 
-    /// `a` is silent, `b` follows `d`, `c` leads, `d` leads as well, and `e` is blank.
+    /// `a` is silent, `b` follows `d`, `c` leads, `d` leads as well, `e` is blank, and `f` wants another
+    /// secret.
     fn world() -> Env {
         environment(|_, Asked { authority, request }| {
             let name = authority.trim_end_matches(":80");
@@ -152,6 +158,10 @@ mod tests {
                 ("b", false) => answer(200, &status("b", "follower", Some("d"))),
                 ("c" | "d", false) => answer(200, &status(name, "leader", Some(name))),
                 ("e", false) => answer(200, &status("e", "blank", None)),
+                ("f", false) => answer(
+                    401,
+                    r#"{"type":"x","title":"x","status":401,"detail":"no","code":"secret_required"}"#,
+                ),
                 _ => answer(500, ""),
             };
             (Duration::from_millis(1), said)
@@ -206,6 +216,9 @@ mod tests {
         assert!(a.starts_with("no catalog replica leads: http://a does not answer ("), "{a}");
         assert!(rest.starts_with("e is blank, http://nobody does not answer (refused"), "{rest}");
         assert!(took <= STATUS_LIMIT + Duration::from_millis(100), "{took:?}");
+        let (refused, took) = ask(&["a", "f"]).await;
+        assert_eq!(refused.unwrap_err().code, Code::SecretRequired);
+        assert!(took < Duration::from_millis(100), "{took:?}");
         let problem = ask(&[]).await.0.unwrap_err();
         assert_eq!(&*problem.detail, "no catalog replica leads: none is known");
     }
