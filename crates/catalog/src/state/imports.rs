@@ -28,7 +28,7 @@ use super::{
     apply::Group,
     error::nonsense,
     hash::Canonical,
-    rows::{ImportNumber, ItemRow, TableRow, sql, whole},
+    rows::{ImportNumber, ItemRow, TableRow, checked, sql, whole},
 };
 
 /// How far an import is. The numbers are those of the database and of the state hash.
@@ -71,7 +71,7 @@ impl ImportRow {
 }
 
 impl TableRow for ImportRow {
-    const SELECT: &str = "SELECT import, id, state, items, begun_ms FROM imports";
+    const SELECT: &str = "SELECT import, id, state, items, begun_ms, checksum FROM imports";
 
     fn read(row: &Row<'_>) -> rusqlite::Result<ImportRow> {
         let state = match row.get(2)? {
@@ -81,18 +81,20 @@ impl TableRow for ImportRow {
             3 => ImportState::Discarded,
             other => return Err(rusqlite::Error::IntegralValueOutOfRange(2, other)),
         };
-        Ok(ImportRow {
+        let import = ImportRow {
             number: whole(row, 0)?,
             id: row.get_ref(1)?.as_str()?.parse().map_err(nonsense)?,
             state,
             items: whole(row, 3)?,
             begun_ms: whole(row, 4)?,
-        })
+        };
+        checked(row, 5, import)
     }
 
     fn insert(&self, db: &Connection) -> rusqlite::Result<()> {
         let mut statement = db.prepare_cached(
-            "INSERT INTO imports (import, id, state, items, begun_ms) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO imports (import, id, state, items, begun_ms, checksum) \
+             VALUES (?, ?, ?, ?, ?, ?)",
         )?;
         statement.execute(params![
             sql(self.number),
@@ -100,6 +102,7 @@ impl TableRow for ImportRow {
             self.state as u8,
             sql(self.items),
             sql(self.begun_ms),
+            self.checksum(),
         ])?;
         Ok(())
     }
@@ -295,9 +298,11 @@ impl Group<'_> {
     }
 
     fn change_import(&mut self, before: &ImportRow, after: ImportRow) -> rusqlite::Result<()> {
-        let mut statement =
-            self.db.prepare_cached("UPDATE imports SET state = ?, items = ? WHERE import = ?")?;
-        statement.execute(params![after.state as u8, sql(after.items), sql(after.number)])?;
+        let mut statement = self.db.prepare_cached(
+            "UPDATE imports SET state = ?, items = ?, checksum = ? WHERE import = ?",
+        )?;
+        let ImportRow { number, state, items, .. } = &after;
+        statement.execute(params![*state as u8, sql(*items), after.checksum(), sql(*number)])?;
         self.rehash(before.hash(), after.hash());
         Ok(())
     }

@@ -73,8 +73,9 @@ pub(super) fn folded(hash: u128) -> i64 {
     (hash as u64 ^ (hash >> 64) as u64).cast_signed()
 }
 
-/// Passes `row` on if the checksum in `column` is its own. Rows of before version 4 have none.
-fn checked<R: TableRow>(found: &Row<'_>, column: usize, row: R) -> rusqlite::Result<R> {
+/// Passes `row` on if the checksum in `column` is its own. Rows of before version 4, and
+/// imports of before version 5, have none.
+pub(super) fn checked<R: TableRow>(found: &Row<'_>, column: usize, row: R) -> rusqlite::Result<R> {
     match found.get::<_, Option<i64>>(column)? {
         Some(checksum) if checksum != row.checksum() => {
             Err(nonsense(format!("row {} fails its check", shown(found.get_ref(0)?))))

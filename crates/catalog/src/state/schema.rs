@@ -11,7 +11,7 @@ use rusqlite::{
 use super::{StateError, meta::Meta, rows::sql};
 
 /// Version of the tables below. A file with a higher one is refused.
-pub(crate) const SCHEMA_VERSION: u32 = 4;
+pub(crate) const SCHEMA_VERSION: u32 = 5;
 
 /// How long SQLite waits for a lock. Readers and the writer do not lock each other out; only a
 /// restart of the write-ahead log is ever waited for, and that is short.
@@ -112,6 +112,9 @@ const CHECKSUMS: &str = "
     ALTER TABLE keys ADD COLUMN checksum INTEGER;
 ";
 
+/// What version 5 brought: the same for imports, whose states decide what is on sale.
+const IMPORT_CHECKSUMS: &str = "ALTER TABLE imports ADD COLUMN checksum INTEGER;";
+
 /// Makes the tables of version 1 those of version 2.
 const FROM_VERSION_1: &str = "
     ALTER TABLE items ADD COLUMN import INTEGER NOT NULL DEFAULT 0;
@@ -189,6 +192,7 @@ pub(super) fn create(db: &Connection) -> rusqlite::Result<()> {
     db.execute_batch(IMPORTS)?;
     db.execute_batch(HOLDERS)?;
     db.execute_batch(CHECKSUMS)?;
+    db.execute_batch(IMPORT_CHECKSUMS)?;
     db.execute(
         "INSERT INTO meta VALUES (1, ?, NULL, NULL, x'', x'', 0, 0, 0, 0, 0, 0, 0, x'', NULL)",
         [SCHEMA_VERSION],
@@ -220,9 +224,10 @@ fn migrate(db: &Connection, version: u32) -> rusqlite::Result<()> {
     if version < 3 {
         db.execute_batch(HOLDERS)?;
     }
-    if version > 1 {
+    if (2..4).contains(&version) {
         db.execute_batch(CHECKSUMS)?;
     }
+    db.execute_batch(IMPORT_CHECKSUMS)?;
     db.execute("UPDATE meta SET schema_version = ?", [SCHEMA_VERSION])?;
     transaction.commit()
 }
@@ -353,6 +358,7 @@ mod tests {
             "ALTER TABLE items DROP COLUMN checksum;
              ALTER TABLE orders DROP COLUMN checksum;
              ALTER TABLE keys DROP COLUMN checksum;
+             ALTER TABLE imports DROP COLUMN checksum;
              ALTER TABLE meta DROP COLUMN checksum;
              ALTER TABLE meta DROP COLUMN holders;
              UPDATE meta SET schema_version = 2",

@@ -230,3 +230,36 @@ fn a_snapshot_carries_what_is_staged() {
     let (ours, theirs) = (replica.reader().status(), source.reader().status());
     assert_eq!(ours.state_hash, theirs.state_hash);
 }
+
+/// Runs `sql` on the database of a replica that is not running.
+fn behind_its_back(replica: &mut Replica, sql: &str) {
+    replica.close();
+    let db = Connection::open(replica.dir.path().join("catalog.db")).unwrap();
+    db.execute_batch(sql).unwrap();
+    drop(db);
+    replica.reopen();
+}
+
+#[test]
+fn an_import_that_is_not_as_it_was_written_is_damage() {
+    let mut replica = Replica::stocked();
+    replica.one("k1", stage("i", vec![item(10, "a", 1)]));
+    replica.one("p1", publish("i", 1));
+    assert!(replica.reader().item(number(10)).unwrap().value.is_some());
+    behind_its_back(&mut replica, "UPDATE imports SET state = 0");
+    let error = replica.reader().item(number(10)).unwrap_err();
+    assert!(error.to_string().contains("fails its check"), "{error}");
+}
+
+#[test]
+fn imports_of_schema_version_4_go_on() {
+    let mut replica = Replica::stocked();
+    replica.one("k1", stage("i", vec![item(10, "a", 1)]));
+    let before = replica.reader().status();
+    let as_it_was = "ALTER TABLE imports DROP COLUMN checksum; UPDATE meta SET schema_version = 4";
+    behind_its_back(&mut replica, as_it_was);
+    assert_eq!(replica.reader().status(), before);
+    replica.one("k2", stage("i", vec![item(11, "a", 1)]));
+    replica.one("p1", publish("i", 2));
+    replica.reader().verify().unwrap();
+}
