@@ -179,7 +179,9 @@ impl Target {
         if let Some(story) = &mut self.story {
             story.failure = failure.map(|why| why.chars().take(FAILURE_CHARS).collect());
             story.by = Some(by.to_owned());
-            story.respawned_at = failure.is_none().then_some(at.wall_ms).or(story.respawned_at);
+            // What has become ready was there before, however long its command then took to end.
+            let there_at = story.ready_at.map_or(at.wall_ms, |ready| ready.min(at.wall_ms));
+            story.respawned_at = failure.is_none().then_some(there_at).or(story.respawned_at);
         }
     }
 
@@ -320,6 +322,19 @@ mod tests {
         assert_eq!((respawns, starting, story.by.as_deref()), (1, false, Some("balancer-1")));
         assert_eq!((story.noticed_at, story.respawned_at), (1_000_200, Some(1_000_320)));
         assert_eq!(story.ready_at, Some(1_000_700));
+    }
+
+    #[test]
+    fn what_is_ready_was_there_before_its_command_ended() {
+        let mut seen = Seen::alive();
+        seen.looked(Look::Dead, 100);
+        assert_eq!(seen.looked(Look::Dead, 200), Some(Change::Lost(Reason::Dead)));
+        seen.target.begin(at(300).now);
+        assert_eq!(seen.looked(alive("two"), 400), Some(Change::Back));
+        seen.target.ready(at(410));
+        seen.target.end("balancer-1", None, at(450));
+        let story = seen.shown(500).story.unwrap();
+        assert_eq!((story.respawned_at, story.ready_at), (Some(1_000_410), Some(1_000_410)));
     }
 
     #[test]
