@@ -11,9 +11,9 @@ use crate::replica::Shared;
 
 /// How often the size of the log is looked at.
 const CHECK: Duration = Duration::from_millis(500);
-/// After a request for a snapshot the next one comes no sooner. One that is being taken already goes
-/// on; one that was given up, because the disk has too little room, is tried again.
-const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// A snapshot that was asked for and is not there is asked for again. One that is being taken goes on;
+/// one that was given up, because the disk has too little room, is tried again.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// Asks for snapshots until shutdown.
 pub(crate) async fn compact_log(shared: Arc<Shared>, mut shutdown: Shutdown) -> Result<(), Fatal> {
@@ -32,6 +32,7 @@ pub(crate) async fn compact_log(shared: Arc<Shared>, mut shutdown: Shutdown) -> 
         let status = shared.reader.status();
         if status.snapshot_index > newest {
             (newest, bytes_then) = (status.snapshot_index, bytes_asked);
+            not_before = shared.env.now();
         }
         let bytes = bytes_written(&shared).saturating_sub(bytes_then);
         let entries = status.applied.map_or(0, |id| id.index).saturating_sub(newest);
