@@ -21,7 +21,8 @@ pub(crate) async fn compact_log(shared: Arc<Shared>, mut shutdown: Shutdown) -> 
     // its bytes are not known any more.
     let mut newest = shared.reader.status().snapshot_index;
     let mut bytes_then = bytes_written(&shared);
-    let mut bytes_asked = bytes_then;
+    // At the first request since then.
+    let mut bytes_asked = None;
     let mut not_before = shared.env.now();
     loop {
         tokio::select! {
@@ -31,7 +32,8 @@ pub(crate) async fn compact_log(shared: Arc<Shared>, mut shutdown: Shutdown) -> 
         }
         let status = shared.reader.status();
         if status.snapshot_index > newest {
-            (newest, bytes_then) = (status.snapshot_index, bytes_asked);
+            newest = status.snapshot_index;
+            bytes_then = bytes_asked.take().unwrap_or_else(|| bytes_written(&shared));
             not_before = shared.env.now();
         }
         let bytes = bytes_written(&shared).saturating_sub(bytes_then);
@@ -43,7 +45,7 @@ pub(crate) async fn compact_log(shared: Arc<Shared>, mut shutdown: Shutdown) -> 
             continue;
         }
         tracing::info!(bytes, entries, "taking a snapshot");
-        bytes_asked = bytes_written(&shared);
+        bytes_asked.get_or_insert_with(|| bytes_written(&shared));
         not_before = shared.env.now() + ASK_AGAIN;
         if let Err(error) = shared.raft.trigger().snapshot().await {
             return Err(Fatal(format!("a snapshot cannot be taken: {error}")));

@@ -24,7 +24,8 @@ const LIMIT: Duration = Duration::from_secs(2);
 /// # Errors
 /// Why the log did not take it, as far as is known.
 pub(crate) async fn register(shared: &Shared, nonce: u128, name: &str) -> Result<bool, String> {
-    let outcome = change(shared, Command::JoinHolder { nonce, name: name.to_owned() }).await?;
+    shared.room.check()?;
+    let outcome = propose(shared, Command::JoinHolder { nonce, name: name.to_owned() }).await?;
     Ok(outcome == Outcome::Holder { registered: true })
 }
 
@@ -39,16 +40,17 @@ pub(crate) async fn remove_lapsed(
             () = shutdown.stopped() => return Ok(()),
             () = shared.env.sleep(shared.lease) => {}
         }
-        if shared.room.check().is_err() {
-            // What cannot be proposed is not decided either: a front end that comes back until there
+        if shared.room.is_short() {
+            // Nothing is decided that could not be proposed: a front end that comes back before there
             // is room again gets its session.
             continue;
         }
         let Some((term, nonces)) = shared.gate.lapsed() else { continue };
         for nonce in nonces {
-            match change(&shared, Command::RemoveHolder { nonce, term }).await {
+            match propose(&shared, Command::RemoveHolder { nonce, term }).await {
                 Ok(_) => tracing::info!(term, "a front end that has gone is waited for no more"),
-                // It is named again, as long as this replica leads; then the next leader sees to it.
+                // It is in the log, and takes effect in this term or never; then the next leader sees
+                // to it.
                 Err(why) => tracing::debug!(why, "a front end that has gone is not taken out"),
             }
         }
@@ -56,8 +58,7 @@ pub(crate) async fn remove_lapsed(
 }
 
 /// Proposes `command` here, and nowhere else.
-async fn change(shared: &Shared, command: Command) -> Result<Outcome, String> {
-    shared.room.check()?;
+async fn propose(shared: &Shared, command: Command) -> Result<Outcome, String> {
     let key = IdempotencyKey::random(&shared.env);
     let requests = vec![Request { key, command }];
     let batch = Batch { time_ms: shared.env.wall_ms(), requests };

@@ -43,6 +43,10 @@ pub(crate) async fn change(
     let Ok(_alone) = shared.member_changes.try_lock() else {
         return Ok(waiting("another change of the membership is under way"));
     };
+    if matches!(wish, MemberChange::Spare { .. }) && shared.gate.progress().leads.is_none() {
+        // Before an entry of its own is committed, a leader does not know of all that is.
+        return Ok(waiting("the leader has just been elected"));
+    }
     let mut known = Known::fresh(shared).await;
     known.ask_for_applied(shared, wish).await;
     let step = next(&known, wish)?;
@@ -107,7 +111,7 @@ pub(crate) fn is_voter(shared: &Shared) -> bool {
 }
 
 /// What Raft knows of the members.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 struct Known {
     me: u64,
     leads: bool,
@@ -297,7 +301,8 @@ fn next(known: &Known, wish: &MemberChange) -> Result<Step, Problem> {
                     new.name
                 )));
             }
-            if old.is_empty() && !known.voters.contains(&new.id) {
+            let takes_a_place = old.iter().any(|id| known.voters.contains(id));
+            if !takes_a_place && !known.voters.contains(&new.id) {
                 // It takes nobody's place by itself: whoever makes it one more, or has it replace
                 // another, does that in one step.
                 return Ok(Step::Wait(format!(
@@ -611,6 +616,9 @@ mod tests {
         let known = learner(three(), 4, "four", 1000);
         let own = next(&known, &MemberChange::Join(new(4, "four")));
         assert!(matches!(own, Ok(Step::Wait(_))), "{own:?}");
+        // Nor if it was a learner before, and its disk was lost.
+        let again = next(&without(known.clone(), 4), &MemberChange::Join(new(5, "four")));
+        assert!(matches!(again, Ok(Step::Wait(_))), "{again:?}");
         let wish = MemberChange::Replace { old: "two".to_owned(), new: new(4, "four") };
         assert!(
             matches!(next(&known, &wish), Ok(Step::Swap { joins: Some(_), leaves }) if leaves.len() == 1)

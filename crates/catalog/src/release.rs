@@ -273,7 +273,8 @@ impl Gate {
     }
 
     /// Holders that have had neither a session nor a lease for a while, by our clock and in this
-    /// term. From now on they get none here, and are named again until they are taken out.
+    /// term. From now on they get none here. Each is named once: who is taken out may register again,
+    /// and a second removal that was on its way would take out that one, with its lease.
     pub(crate) fn lapsed(&self) -> Option<(u64, Vec<u128>)> {
         let mut state = self.lock();
         let (now, registered) = (self.env.now(), Arc::clone(&state.registered));

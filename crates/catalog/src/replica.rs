@@ -152,7 +152,7 @@ pub(crate) async fn start(
     check(&config)?;
     let data = open_or_rejoin(&config, env).await?;
     let Data { dir: data_dir, id, log, mut machine, reader, gate, damage } = data;
-    keep_what_the_log_lacks(&log, &mut machine, &reader).await?;
+    keep_what_the_log_lacks(&log, &mut machine, &reader).await;
     let Config { server, dir, replicas, lease_ms, settings, .. } = config;
     let snapshots = machine.snapshots();
     let measures = Measures::new(machine.snapshot_times());
@@ -347,19 +347,19 @@ fn state_config(settings: &Settings, name: &str) -> StateConfig {
 /// A process that was killed may leave the database ahead of the log: entries are applied while they
 /// are still being written. Raft then drops its log up to where the database is. A snapshot has to
 /// hold that first: for the next start, if a power loss takes it from the database, and for others.
-async fn keep_what_the_log_lacks(
-    log: &LogStore,
-    machine: &mut StateMachine,
-    reader: &Reader,
-) -> Result<(), Fatal> {
+///
+/// Where there is no room for one the replica does without: that is better than not to start.
+async fn keep_what_the_log_lacks(log: &LogStore, machine: &mut StateMachine, reader: &Reader) {
     let status = reader.status();
     let applied = status.applied.map_or(0, |id| id.index);
     if applied <= log.last_index().unwrap_or(0) || applied <= status.snapshot_index {
-        return Ok(());
+        return;
     }
     tracing::info!(applied, "the database is ahead of the log: taking a snapshot");
-    let mut builder = machine.get_snapshot_builder().await;
-    builder.build_snapshot().await.map(drop).map_err(fatal)
+    let Some(mut builder) = machine.try_create_snapshot_builder(false).await else { return };
+    if let Err(error) = builder.build_snapshot().await {
+        tracing::warn!(%error, "there is no snapshot of what the log lacks");
+    }
 }
 
 /// The log must still hold everything that the database has not applied.

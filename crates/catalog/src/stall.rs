@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 
 use pygmy_protocol::http::{Fatal, Shutdown};
 
-use crate::{replica::Shared, retire::successor};
+use crate::{members, replica::Shared, retire::successor};
 
 /// Between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -29,7 +29,8 @@ pub(crate) async fn watch_disk(shared: Arc<Shared>, mut shutdown: Shutdown) -> R
             () = shared.env.sleep(LOOK_AGAIN) => {}
         }
         let busy = shared.log.busy_for();
-        if busy < patience || !shared.is_leader() || shared.env.now() < not_before {
+        let is_due = busy >= patience && shared.env.now() >= not_before;
+        if !is_due || !shared.is_leader() || !others_are_a_majority(&shared) {
             continue;
         }
         not_before = shared.env.now() + ASK_AGAIN;
@@ -40,4 +41,12 @@ pub(crate) async fn watch_disk(shared: Arc<Shared>, mut shutdown: Shutdown) -> R
             tracing::warn!(%error, "the leadership cannot be handed over");
         }
     }
+}
+
+/// Whether the others can elect one of them without this replica's vote, which waits for its disk. If
+/// not, it goes on: nothing can be bought either way, but what is there can be read.
+fn others_are_a_majority(shared: &Shared) -> bool {
+    let voters: Vec<_> = members::statuses(shared).into_iter().filter(|m| m.voter).collect();
+    let others = voters.iter().filter(|member| member.id != shared.id && member.answers).count();
+    2 * others > voters.len()
 }

@@ -167,7 +167,7 @@ impl Leading {
         let gone = self.holders.iter_mut().filter(|(_, holder)| {
             let free = holder.session.is_none() && !holder.holds_lease(now);
             let patience = holder.lease * LEASES_UNTIL_LAPSED;
-            free && now.saturating_since(holder.gone_since) >= patience
+            free && !holder.removing && now.saturating_since(holder.gone_since) >= patience
         });
         let remove = |(nonce, holder): (&u128, &mut Holder)| {
             holder.removing = true;

@@ -170,6 +170,11 @@ fn checkpoint(wal: &mut Wal) -> rusqlite::Result<()> {
     match wal.checkpoint_v2(CheckpointMode::PASSIVE) {
         // Somebody else is at it.
         Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => Ok(()),
+        // What has no room is refused, and nothing is lost: the log of SQLite grows until there is some.
+        Err(error) if error.sqlite_error_code() == Some(ErrorCode::DiskFull) => {
+            tracing::warn!(%error, "the database has no room to grow");
+            Ok(())
+        }
         done => done.map(drop),
     }
 }

@@ -3,23 +3,23 @@
 //! Connections are what may be many, so they get a part of what the system allows, and the rest is
 //! for files, and for the connections to other servers.
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use pygmy_protocol::http::Limits;
-use rustix::process::{Resource, getrlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Fewer would not do for the files of a catalog replica and the other servers of a cluster.
 const FEWEST: u64 = 256;
 
-/// How many files this process may have open, as many as the system allows.
+/// How many files this process may have open: as many as the system allows.
 ///
 /// # Errors
-/// Too few, or the system does not let them be counted.
+/// Too few.
 pub(super) fn raise() -> anyhow::Result<u64> {
-    let mut limit = getrlimit(Resource::Nofile);
-    // The soft limit is often 1024, for the sake of programs that use select().
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).context("cannot raise the limit of open files")?;
-    let files = limit.current.unwrap_or(u64::MAX);
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // The soft limit is often 1024, for the sake of programs that use select(). Where it may not be
+    // raised it has to do.
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
+    let files = if raised { maximum } else { current }.unwrap_or(u64::MAX);
     if files < FEWEST {
         bail!("only {files} open files are allowed here (ulimit -n); a server needs {FEWEST}");
     }
