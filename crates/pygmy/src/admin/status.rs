@@ -152,10 +152,11 @@ fn print_catalogs(catalogs: &Answers<CatalogStatus>) -> anyhow::Result<()> {
         Column::Number("ORDERS"),
         Column::Text("STATE"),
     ];
+    let leader = answered(catalogs).filter(|status| status.role == "leader").max_by_key(|s| s.term);
     let rows = catalogs.iter().map(|(Part { name, .. }, answer)| match answer {
         Ok(status) => vec![
             status.name.clone(),
-            status.role.clone(),
+            role(status, leader).to_owned(),
             status.term.to_string(),
             status.last_log_index.to_string(),
             status.applied_index.to_string(),
@@ -177,6 +178,17 @@ fn print_catalogs(catalogs: &Answers<CatalogStatus>) -> anyhow::Result<()> {
         print::line(format_args!("caches kept fresh: {}", fresh.join(", ")))?;
     }
     Ok(())
+}
+
+/// What a replica is: what it says, unless it follows a leader that does not know it. One that was
+/// removed may never hear of that.
+fn role<'a>(status: &'a CatalogStatus, leader: Option<&CatalogStatus>) -> &'a str {
+    let is_member =
+        |leader: &CatalogStatus| leader.members.iter().any(|member| member.id == status.id);
+    match leader {
+        Some(leader) if status.role == "follower" && !is_member(leader) => "removed",
+        _ => &status.role,
+    }
 }
 
 /// What the balancers say of one server, each with its name.

@@ -96,6 +96,9 @@ async fn replicas_come_and_go_and_lead_under_load() {
 
     done(&load.admin(&["remove-replica", "catalog-2"]).await);
     assert_eq!(members(&load.store).await, ["catalog-3", "catalog-4", "catalog-5"]);
+    let table = done(&load.admin(&["status"]).await);
+    let row = table.lines().find(|line| line.starts_with("catalog-2 ")).unwrap();
+    assert!(row.contains("removed"), "{table}");
     load.store.ready_server("catalog-5").await;
     load.end(&["catalog-3", "catalog-4", "catalog-5"]).await;
 }
