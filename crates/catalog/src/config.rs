@@ -4,6 +4,12 @@ use openraft::SnapshotPolicy;
 use pygmy_client::ServerConfig;
 use serde::{Deserialize, Serialize};
 
+/// Raft's heartbeats that fit into a lease at least. A leader that has heard of no majority for the
+/// time of a lease vouches for no cache: one late heartbeat must not empty all of them.
+pub const LEASE_HEARTBEATS: u64 = 4;
+/// Raft's heartbeats that a follower misses at least before it asks for an election.
+pub const ELECTION_HEARTBEATS: u64 = 3;
+
 /// A replica as the configuration names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplicaAddress {
@@ -109,7 +115,7 @@ impl Settings {
             Err(format!("{name} is {value}; it must be from {} to {}", range.start(), range.end()))
         };
         within("raft_heartbeat_ms", self.raft_heartbeat_ms, 10..=10_000)?;
-        let heartbeats = 3 * self.raft_heartbeat_ms;
+        let heartbeats = ELECTION_HEARTBEATS * self.raft_heartbeat_ms;
         within("election_timeout_min_ms", self.election_timeout_min_ms, heartbeats..=60_000)?;
         let above_min = self.election_timeout_min_ms + 1;
         within("election_timeout_max_ms", self.election_timeout_max_ms, above_min..=120_000)?;

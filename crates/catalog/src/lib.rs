@@ -14,12 +14,13 @@
 //! Raft itself is openraft, behind [`raft`]'s types and runtime, [`peer`]'s network and
 //! [`leadership`]'s view of it. [`replica`] puts everything together; [`bootstrap`] makes a
 //! cluster of blank replicas, once; [`compact`] keeps the log short; [`ready`] says when a replica
-//! wants traffic; [`damage`] stops a replica whose database is damaged, which its daily
-//! check of everything finds out at the latest; [`room`] refuses changes before the disk is full; [`stall`]
+//! wants traffic; [`damage`] stops a replica whose database is damaged, which its daily check of
+//! everything finds out at the latest; [`room`] refuses changes before the disk is full; [`stall`]
 //! hands the leadership over when the disk stalls, [`retire`] before the replica leaves; [`metrics`]
-//! is what it counts, [`health`] what it says of itself; [`identity`] binds a data directory to one
-//! Raft id for its whole life. A replica whose
-//! directory was lost or damaged begins anew ([`rejoin`]) and asks its way back in ([`join`]);
+//! is what it counts, [`health`] what it says of itself. What reads or writes whole files is done
+//! [`apart`] from the runtime's threads. [`identity`] binds a data directory to one Raft id for its
+//! whole life. A replica whose directory was lost or damaged begins anew ([`rejoin`]) and asks its way
+//! back in ([`join`]);
 //! [`members`] is the leader's side of that and of every other change of the membership.
 
 mod config;
@@ -63,7 +64,7 @@ mod stall;
 #[cfg(test)]
 mod storage_suite;
 
-pub use config::{Config, ReplicaAddress, Settings};
+pub use config::{Config, ELECTION_HEARTBEATS, LEASE_HEARTBEATS, ReplicaAddress, Settings};
 
 use std::sync::Arc;
 

@@ -21,6 +21,7 @@ use crate::{
     Config, ReplicaAddress, Settings,
     apart::Apart,
     compact::compact_log,
+    config::LEASE_HEARTBEATS,
     damage::{Damage, scrub, watch_damage},
     holders::remove_lapsed,
     identity::{DataDir, IdentityError},
@@ -49,9 +50,6 @@ use crate::{
 /// wait. Measured: 5 to 8 ms at 1000 pages, less at fewer, but more often.
 const CHECKPOINT_PAGES: u32 = 800;
 const CHECKPOINT_STAGGER: u64 = 400;
-/// A leader that has heard of no majority for the time of the lease vouches for no cache: several
-/// heartbeats must fit, or a late one would empty all of them.
-const LEASE_HEARTBEATS: u64 = 4;
 /// Where the log lives in the data directory.
 pub(crate) const LOG_DIR: &str = "raft-log";
 

@@ -28,6 +28,9 @@ pub enum Role {
 }
 
 impl Role {
+    /// Each of which may have a process of its own.
+    pub const TIERS: [Role; 4] = [Role::Frontend, Role::Balancer, Role::Order, Role::Catalog];
+
     /// As it stands in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {

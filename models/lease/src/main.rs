@@ -524,10 +524,8 @@ fn main() {
                 OAns(50),
                 ODel(50),
             ];
-            // The end of an old stream comes when a new session of the same process has a lease.
-            let late_end = vec![
-                Break(0),
-                Connect(0, 0, 50),
+            // Front end 0 has session 50, a lease, and a value of key 0.
+            let in_use = [
                 RHello(50),
                 DownD(50),
                 UpD(50),
@@ -544,7 +542,9 @@ fn main() {
                 ORead(52),
                 OAns(52),
                 ODel(52),
-                UpD(1),
+            ];
+            // Somebody changes it, and is told; then front end 0 is asked.
+            let changed = [
                 Propose(0, 1),
                 Repl(0, 1),
                 Commit(0),
@@ -558,44 +558,13 @@ fn main() {
                 Hit(53),
                 Hit(53),
             ];
+            // The end of an old stream comes when a new session of the same process has a lease.
+            let late_end =
+                [&[Break(0), Connect(0, 0, 50)][..], &in_use, &[UpD(1)], &changed].concat();
             // A hello that was given up comes when a later session of the same process has a lease, and
             // the end of its stream with it.
-            let late_hello = vec![
-                Break(0),
-                Connect(0, 0, 49),
-                Break(0),
-                Connect(0, 0, 50),
-                RHello(50),
-                DownD(50),
-                UpD(50),
-                AskRenew(0, 51),
-                RRenew(51, false),
-                RAck(0, 51, 1),
-                Answer(0, 51),
-                RAns(51, false),
-                Read(0, 0, 52),
-                Hit(52),
-                Hit(52),
-                Send(52, 0, 0),
-                OAck(52, 1),
-                ORead(52),
-                OAns(52),
-                ODel(52),
-                RHello(49),
-                UpD(49),
-                Propose(0, 1),
-                Repl(0, 1),
-                Commit(0),
-                Apply(0),
-                DownD(2),
-                UpD(2),
-                Release(0),
-                AckW(0),
-                Read(0, 0, 53),
-                Hit(53),
-                Hit(53),
-                Hit(53),
-            ];
+            let given_up = [Break(0), Connect(0, 0, 49), Break(0), Connect(0, 0, 50)];
+            let late_hello = [&given_up[..], &in_use, &[RHello(49), UpD(49)], &changed].concat();
             for (b, t) in [
                 (Bug::ReadAcrossTerms, &t),
                 (Bug::EndNotTied, &late_end),

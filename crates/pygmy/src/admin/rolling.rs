@@ -3,8 +3,8 @@
 //!
 //! Followers go first and the leader last, which hands over when it is told to stop. The next one
 //! waits until the one before is ready, has applied what the cluster had, gets traffic from every
-//! balancer again, and, if it is a balancer, sends traffic to every server. Whatever does not come back in time ends the command, and the rest of the
-//! store is as it was.
+//! balancer again, and, if it is a balancer, sends traffic to every server. Whatever does not come
+//! back in time ends the command, and the rest of the store is as it was.
 
 use std::time::Duration;
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use pygmy_catalog::{ELECTION_HEARTBEATS, LEASE_HEARTBEATS};
 use pygmy_client::{Upstream, watch};
 use pygmy_protocol::{Env, registration::Role};
 
@@ -9,16 +10,9 @@ use super::{Config, ConfigError, Document, Part, ServerEntry, overrides::By};
 
 /// Longest name of a server: it names a directory and stands in every table.
 const MAX_NAME_BYTES: usize = 60;
-/// Heartbeats of Raft that fit into a lease at least; catalog replicas refuse to start otherwise.
-const LEASE_HEARTBEATS: u64 = 4;
-/// Heartbeats of Raft that a follower misses at least before it asks for an election; catalog
-/// replicas refuse less, too.
-const ELECTION_HEARTBEATS: u64 = 3;
 /// Segments of the log that fit at least into what is kept free: one is reserved while another is
 /// written.
 const FREE_SEGMENTS: u64 = 2;
-
-const TIERS: [Role; 4] = [Role::Frontend, Role::Balancer, Role::Order, Role::Catalog];
 
 /// Key and sentence.
 type Wrong = (String, String);
@@ -139,7 +133,7 @@ impl Config {
                     format!("name {:?} is taken by the server of line {line}", server.name);
                 return Err((key(), message));
             }
-            for role in TIERS {
+            for role in Role::TIERS {
                 let Some(Part { name, .. }) = server.part(role) else { continue };
                 if let Some(other) = parts.insert(name.clone(), &server.name) {
                     let message = format!(
@@ -163,7 +157,7 @@ impl Config {
                 .map_err(|why| (key("respawn"), format!("respawn {why}")))?;
         }
         self.check_addresses()?;
-        for role in TIERS {
+        for role in Role::TIERS {
             if self.parts(role).is_empty() {
                 let message = format!(
                     "no server does the work of a {role}; add a [[server]] with role = \"{role}\" \

@@ -39,7 +39,6 @@ impl ServerEntry {
 
     /// What watchers know of it.
     fn process(&self, command: &[String]) -> Process {
-        let tiers = [Role::Frontend, Role::Balancer, Role::Order, Role::Catalog];
         let own = match self.role {
             // The watcher of a process with all tiers is its balancer's.
             Role::All | Role::Balancer => self.part(Role::Balancer),
@@ -51,7 +50,7 @@ impl ServerEntry {
             role: self.role,
             url: self.base_url(),
             watcher_url: own.map(|part| part.url),
-            parts: tiers.iter().filter_map(|role| Some(self.part(*role)?.name)).collect(),
+            parts: Role::TIERS.iter().filter_map(|role| Some(self.part(*role)?.name)).collect(),
             command: self.respawn.as_deref().unwrap_or(command).to_vec(),
         }
     }

@@ -1,51 +1,28 @@
 //! Disks that are full, as small file systems in memory.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path};
 
 use http::{Method, StatusCode};
 use pygmy_protocol::Code;
 
-use crate::harness::{Layout, Store, until};
+use crate::{
+    disks::{Disks, run},
+    harness::until,
+};
 
 /// Small segments of the log, and 4 MiB to be kept free.
 const SETTINGS: &str = "[catalog]\nlog_segment_bytes = 65536\nmin_free_bytes = 4194304\n";
 const DISK_BYTES: u64 = 16 << 20;
 
-/// A file system of its own for each replica, as long as this lives.
-struct Disks {
-    store: Option<Store>,
-    mounted: Vec<PathBuf>,
+async fn small_disks() -> Option<Disks> {
+    Disks::store(SETTINGS, "", |dir| {
+        let size = format!("size={DISK_BYTES}");
+        run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs"], dir)
+    })
+    .await
 }
 
 impl Disks {
-    /// A store on them; `None` where nobody may mount one.
-    async fn store() -> Option<Disks> {
-        let mut mounted = Vec::new();
-        let mut refused = false;
-        let store = Store::start_on(Layout::Tiers, SETTINGS, |store| {
-            for name in store.replicas() {
-                let dir = store.data(&name);
-                fs::create_dir_all(&dir).unwrap();
-                refused |= !mount(&dir);
-                mounted.push(dir);
-            }
-        })
-        .await;
-        if refused {
-            eprintln!("skipped: a small file system cannot be mounted here");
-            return None;
-        }
-        Some(Disks { store: Some(store), mounted })
-    }
-
-    fn store_mut(&mut self) -> &mut Store {
-        self.store.as_mut().unwrap()
-    }
-
     /// Leaves so many megabytes free on the disk of a replica.
     fn fill(&mut self, name: &str, megabytes: u64) {
         let path = self.store_mut().data(name).join("fill");
@@ -58,22 +35,6 @@ impl Disks {
     }
 }
 
-impl Drop for Disks {
-    fn drop(&mut self) {
-        // The servers end before their disks do.
-        self.store = None;
-        for dir in &self.mounted {
-            let _ = Command::new("umount").args(["--lazy"]).arg(dir).output();
-        }
-    }
-}
-
-fn mount(dir: &Path) -> bool {
-    let size = format!("size={DISK_BYTES}");
-    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir).output();
-    mount.is_ok_and(|mount| mount.status.success())
-}
-
 fn free(dir: &Path) -> u64 {
     let stat = rustix::fs::statvfs(dir).unwrap();
     stat.f_bavail * stat.f_frsize
@@ -81,7 +42,7 @@ fn free(dir: &Path) -> u64 {
 
 #[tokio::test]
 async fn a_follower_without_room_falls_behind_and_catches_up() {
-    let Some(mut disks) = Disks::store().await else { return };
+    let Some(mut disks) = small_disks().await else { return };
     let leader = disks.store_mut().leader().await;
     let follower = disks.store_mut().replicas().into_iter().find(|name| *name != leader).unwrap();
     // Less than half of what is to be kept free.
@@ -112,7 +73,7 @@ async fn a_follower_without_room_falls_behind_and_catches_up() {
 
 #[tokio::test]
 async fn a_leader_without_room_gives_way_to_one_that_has_some() {
-    let Some(mut disks) = Disks::store().await else { return };
+    let Some(mut disks) = small_disks().await else { return };
     let leader = disks.store_mut().leader().await;
     disks.fill(&leader, 3);
     let store = disks.store_mut();
@@ -124,7 +85,7 @@ async fn a_leader_without_room_gives_way_to_one_that_has_some() {
 
 #[tokio::test]
 async fn without_room_anywhere_changes_are_refused_and_reads_go_on_until_there_is_some() {
-    let Some(mut disks) = Disks::store().await else { return };
+    let Some(mut disks) = small_disks().await else { return };
     let order = disks.store_mut().order(1, "before").await;
     let replicas = disks.store_mut().replicas();
     for name in &replicas {

@@ -16,6 +16,7 @@ mod caches;
 mod command_line;
 mod demo;
 mod direct;
+mod disks;
 mod doctor;
 mod failures;
 mod full_disk;

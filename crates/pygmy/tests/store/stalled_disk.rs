@@ -1,72 +1,25 @@
 //! A disk that stalls: a file system that is frozen while the leader writes its log to it.
 
-use std::{
-    fs::{self, File},
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs::File, path::Path};
 
-use crate::harness::{Layout, Store, until};
+use crate::{
+    disks::{Disks, run},
+    harness::until,
+};
 
 const DISK_BYTES: u64 = 64 << 20;
 
-/// A file system of its own for the log of each replica, as long as this lives.
-struct Disks {
-    store: Option<Store>,
-    mounted: Vec<PathBuf>,
-}
-
-impl Disks {
-    /// A store on them; `None` where nobody may mount one.
-    async fn store() -> Option<Disks> {
-        let mut mounted = Vec::new();
-        let mut refused = false;
-        let store = Store::start_on(Layout::Tiers, "", |store| {
-            for name in store.replicas() {
-                let dir = store.data(&name).join("raft-log");
-                fs::create_dir_all(&dir).unwrap();
-                refused |= !mount(&store.dir().join(format!("{name}.image")), &dir);
-                mounted.push(dir);
-            }
-        })
-        .await;
-        if refused {
-            eprintln!("skipped: a file system that can be frozen cannot be mounted here");
-            return None;
-        }
-        Some(Disks { store: Some(store), mounted })
-    }
-}
-
-impl Drop for Disks {
-    fn drop(&mut self) {
-        // Nobody who waits for a frozen disk can be killed.
-        self.mounted.iter().for_each(|dir| {
-            run("fsfreeze", &["--unfreeze"], dir);
-        });
-        self.store = None;
-        self.mounted.iter().for_each(|dir| {
-            run("umount", &["--lazy"], dir);
-        });
-    }
-}
-
-fn mount(image: &Path, dir: &Path) -> bool {
-    File::create(image).unwrap().set_len(DISK_BYTES).unwrap();
+fn mount(dir: &Path) -> bool {
+    let image = dir.with_extension("image");
+    File::create(&image).unwrap().set_len(DISK_BYTES).unwrap();
     let device = image.to_str().unwrap();
-    run("mkfs.ext4", &["-q"], image) && run("mount", &["-o", "loop", device], dir)
-}
-
-/// Whether a command did well.
-fn run(program: &str, options: &[&str], path: &Path) -> bool {
-    let output = Command::new(program).args(options).arg(path).output();
-    output.is_ok_and(|output| output.status.success())
+    run("mkfs.ext4", &["-q"], &image) && run("mount", &["-o", "loop", device], dir)
 }
 
 #[tokio::test]
 async fn a_leader_whose_disk_stalls_gives_way() {
-    let Some(disks) = Disks::store().await else { return };
-    let store = disks.store.as_ref().unwrap();
+    let Some(mut disks) = Disks::store("", "raft-log", mount).await else { return };
+    let store = disks.store_mut();
     store.order(1, "before").await;
     let stalled = store.leader().await;
     let disk = store.data(&stalled).join("raft-log");
