@@ -167,7 +167,9 @@ impl Demo {
 
     fn admin(&self, command: &str) -> Output {
         Command::new(PYGMY)
-            .args(["admin", command, "--config"])
+            .arg("admin")
+            .args(command.split(' '))
+            .arg("--config")
             .arg(self.config())
             .output()
             .unwrap()
@@ -188,6 +190,8 @@ impl Demo {
 
     /// Buyers as customers are: each buy is asked for with its key until it is certain.
     fn keep_buying(&self, buyers: usize) -> Buying {
+        // However fast they are and however long it takes, it does not sell out.
+        assert!(self.admin("set-stock 1 100000000").status.success());
         let stop = Arc::new(AtomicBool::new(false));
         let task = |buyer: usize| {
             // Each begins with another front end.
